@@ -1,0 +1,55 @@
+"""Round-to-nearest: each weight goes to the closest point of its block's grid.
+
+No data and no search: the range of a block is its min and max. Every other method is measured
+against this one.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from labkit.core.affine import choose_qparams
+from labkit.core.affine import quantize as quantize_affine
+from labkit.core.errors import SchemeError
+from labkit.core.granularity import block_range, from_blocks, to_blocks
+from labkit.core.scheme import QuantScheme
+from labkit.core.tensor import QuantizedTensor
+
+
+def quantize(
+    weight: torch.Tensor,
+    scheme: QuantScheme,
+    *,
+    scale_dtype: torch.dtype = torch.float16,
+) -> QuantizedTensor:
+    """Quantize ``weight`` ([out, in], floating point) by rounding to nearest.
+
+    Scales are rounded to ``scale_dtype`` before the codes are chosen, so that the codes are the
+    nearest ones for the scale that is stored. Within the range |x - x̂| <= scale / 2; a scale
+    rounded down to float16 adds at most qmax * 2^-11 of a step at the very ends, which can only
+    pass the half step where ``narrow_range=False`` has used it up already.
+
+    Raises:
+        NonFiniteError: the weight holds NaN or infinity.
+        GroupSizeError: the group size does not divide in.
+        ShapeError: the weight is empty.
+        SchemeError: the weight is not floating point, or a scale is beyond ``scale_dtype``.
+    """
+    if not weight.is_floating_point():
+        raise SchemeError(f"the weight is {weight.dtype}", remedy="Quantize real numbers.")
+    weight = weight.detach()
+    lo, hi = block_range(weight, scheme)
+    scale, zero_point = choose_qparams(
+        lo,
+        hi,
+        scheme.bits,
+        scheme.symmetric,
+        narrow_range=scheme.narrow_range,
+        scale_dtype=scale_dtype,
+    )
+    rows = to_blocks(weight, scheme)
+    codes = quantize_affine(
+        rows, scale.reshape(-1, 1), zero_point.reshape(-1, 1), scheme.qmin, scheme.qmax
+    )
+    codes = from_blocks(codes.to(scheme.code_dtype), scheme, weight.shape)
+    return QuantizedTensor(codes, scale, None if scheme.symmetric else zero_point, scheme)
