@@ -64,7 +64,7 @@ from typing import Any
 import numpy as np
 
 from labkit.core.errors import ExerciseError
-from labkit.course.source import compile_function, function_node
+from labkit.course.source import compile_function, function_node, without_docstring
 
 FEWEST_MUTANTS, MOST_MUTANTS = 5, 10
 
@@ -95,7 +95,8 @@ class Mutant:
     """A plausible wrong answer, and the sentence that names the misconception behind it.
 
     Give either `swap=(old, new)`, or several pairs in a tuple, applied to the solution's text
-    (each `old` must occur there exactly once), or a whole function as `source`.
+    without its docstring (each `old` must occur there exactly once), or a whole function as
+    `source`.
     A learner's answer is recognised as this mutant when it gives the same results on every case
     of a check; where another test is better, `recognise(trial)` is asked on every failing case.
     """
@@ -109,6 +110,7 @@ class Mutant:
         """The wrong answer's source text."""
         if self.source:
             return textwrap.dedent(self.source).strip() + "\n"
+        solution = without_docstring(solution)
         pairs = (self.swap,) if isinstance(self.swap[0], str) else self.swap
         for old, new in pairs:
             if solution.count(old) != 1:

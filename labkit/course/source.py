@@ -30,6 +30,16 @@ def function_node(text: str) -> ast.FunctionDef | None:
     return functions[-1] if functions else None
 
 
+def without_docstring(text: str) -> str:
+    """The source text with the docstring of its last function cut out."""
+    node = function_node(text)
+    if node is None or ast.get_docstring(node) is None or len(node.body) == 1:
+        return text
+    lines = text.splitlines(keepends=True)
+    first = node.body[0]
+    return "".join(lines[: first.lineno - 1] + lines[first.end_lineno :])
+
+
 def compile_function(
     text: str, filename: str, extra: Mapping[str, Any] | None = None
 ) -> Callable[..., Any]:
