@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ from labkit.course.exercise import Exercise
 from labkit.course.values import show
 
 Status = Literal["passed", "failed", "not attempted"]
-LABEL_WIDTH = 10
+LABEL_WIDTH, TEXT_WIDTH = 10, 84
 PRINTED_LINES = 10
 
 
@@ -46,8 +47,8 @@ class Verdict:
             ("expected", self.expected),
             ("got", self.got),
             ("printed", _head(self.printed)),
-            ("why", self.reason),
-            ("likely", self.misconception),
+            ("why", _wrapped(self.reason)),
+            ("likely", _wrapped(self.misconception)),
             ("next", f'hint("{self.exercise.id}")'),
         ]
         lines = [_row(label, text) for label, text in rows if text]
@@ -59,6 +60,10 @@ def _argument(name: str, value: Any) -> str:
     if "\n" not in text:
         return f"{name} = {text}"
     return f"{name} = " + text.replace("\n", "\n    ")
+
+
+def _wrapped(text: str) -> str:
+    return "\n".join(textwrap.fill(line, TEXT_WIDTH) for line in text.splitlines())
 
 
 def _head(printed: str) -> str:

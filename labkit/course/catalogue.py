@@ -1,0 +1,27 @@
+"""The chapters of the course, in order: what each asks and how long it takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """One notebook. `minutes` is for the whole of it, `question` what it answers."""
+
+    notebook: str
+    minutes: int
+    question: str
+
+    @property
+    def number(self) -> str:
+        """As in "02"."""
+        return self.notebook[:2]
+
+
+CHAPTERS = (
+    Chapter("00_start_here", 15, "What does quantization cost, here, now?"),
+    Chapter("01_dtypes", 45, "What can each format say, and where is it silent?"),
+    Chapter("02_scale_zero_point", 60, "How does a real number become an integer, and back?"),
+    Chapter("03_per_channel", 60, "How many numbers should share a scale?"),
+)
