@@ -86,7 +86,8 @@ def bitsandbytes_float4() -> Codebook:
     """
     magnitudes = [0.0, 1 / 16]
     magnitudes += [2.0 ** (4 - exponent) * (1 + m / 2) for exponent in (1, 2, 3) for m in (0, 1)]
-    table = torch.tensor(magnitudes + [-m for m in magnitudes], dtype=torch.float32)
+    # 0 - m rather than -m: code 8 is a plain zero, not a negative one.
+    table = torch.tensor(magnitudes + [0 - m for m in magnitudes], dtype=torch.float32)
     return Codebook("fp4_bnb", tuple((table / 12).tolist()))
 
 

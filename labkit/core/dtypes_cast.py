@@ -153,9 +153,12 @@ def _check_overflow(fmt: Format, overflow: Overflow | None) -> None:
 def _check_codes(codes: torch.Tensor, fmt: Format) -> None:
     if codes.is_floating_point() or codes.dtype == torch.bool:
         raise PackingError(f"codes are integers, not {codes.dtype}", where=fmt.name)
-    if codes.numel() and (codes.min() < 0 or codes.max() >= 2**fmt.bits):
+    if codes.numel() == 0:
+        return
+    # As Python numbers: 256 compared with a uint8 tensor would wrap around to 0.
+    lowest, highest = int(codes.min()), int(codes.max())
+    if lowest < 0 or highest >= 2**fmt.bits:
         raise PackingError(
-            f"codes from {codes.min().item()} to {codes.max().item()}, "
-            f"but {fmt.bits} bits hold 0 to {2**fmt.bits - 1}",
+            f"codes from {lowest} to {highest}, but {fmt.bits} bits hold 0 to {2**fmt.bits - 1}",
             where=fmt.name,
         )

@@ -39,8 +39,7 @@ class FloatFormat:
     the mantissa is 0, else NaN), "nan_only" (all bits but the sign are ones: NaN), "none".
     ``subnormals=False`` means that exponent field 0 is an ordinary exponent and zero has no code.
 
-    Raises SchemeError for sizes that make no format, or that do not fit a 32-bit code and the
-    float64 arithmetic of the codec.
+    Raises SchemeError for sizes that make no format, and for one whose numbers float32 cannot hold.
     """
 
     name: str
@@ -62,6 +61,12 @@ class FloatFormat:
                 "infinity and NaN take 2 exponent bits and 1 mantissa bit or more",
                 where=self.name,
                 remedy='Use specials="nan_only" or "none".',
+            )
+        if self.max >= 2.0**128:
+            raise SchemeError(
+                f"the largest number, {self.max:.3g}, is beyond float32",
+                where=self.name,
+                remedy='Use fewer exponent bits, or specials="ieee".',
             )
 
     @property
