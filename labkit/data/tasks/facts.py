@@ -1,0 +1,67 @@
+"""Facts: multiple choice over a synthetic world that only the training text describes.
+
+48 people, four attributes each, drawn once from a fixed seed. Nothing in a question gives the
+answer away: the model must have stored the fact, then match it to a letter. Questions are new in
+evaluation (other wrong options, other order); the facts are those of training.
+"""
+
+from __future__ import annotations
+
+import random
+from functools import cache
+
+from labkit.data.tasks.item import Turn
+from labkit.data.tasks.words import NAMES
+
+VALUES = {
+    "city": "Oslo Rome Cairo Lima Paris Delhi Tokyo Quito Dublin Vienna Prague Boston".split(),
+    "job": "baker pilot nurse judge farmer painter doctor singer miner writer tailor guard".split(),
+    "pet": "cat dog parrot rabbit turtle hamster pony goat snake ferret goose lizard".split(),
+    "colour": "red blue green yellow black white orange purple brown pink grey silver".split(),
+}
+_STATEMENT = {
+    "city": "{name} lives in {value}.",
+    "job": "{name} works as a {value}.",
+    "pet": "{name} keeps a {value}.",
+    "colour": "{name} likes the colour {value}.",
+}
+_QUESTION = {
+    "city": "Where does {name} live?",
+    "job": "What is the job of {name}?",
+    "pet": "Which pet does {name} keep?",
+    "colour": "Which colour does {name} like?",
+}
+LETTERS = "ABCD"
+
+
+@cache
+def world() -> dict[str, dict[str, str]]:
+    """name -> attribute -> value; the same on every machine."""
+    rng = random.Random(20)
+    return {name: {key: rng.choice(values) for key, values in VALUES.items()} for name in NAMES}
+
+
+def _question(rng: random.Random) -> Turn:
+    name, attribute = rng.choice(NAMES), rng.choice(list(VALUES))
+    answer = world()[name][attribute]
+    options = rng.sample([value for value in VALUES[attribute] if value != answer], 3)
+    position = rng.randrange(4)
+    options.insert(position, answer)
+    listed = "".join(f"{letter}) {value}\n" for letter, value in zip(LETTERS, options, strict=True))
+    question = _QUESTION[attribute].format(name=name)
+    return Turn(f"Question: {question}\n{listed}Answer:", f" {LETTERS[position]}\n", attribute)
+
+
+def _statement(rng: random.Random) -> Turn:
+    name, attribute = rng.choice(NAMES), rng.choice(list(VALUES))
+    value = world()[name][attribute]
+    before, after = _STATEMENT[attribute].split(" {value}")
+    return Turn(before.format(name=name), f" {value}{after}\n", attribute)
+
+
+def session(rng: random.Random, *, heldout: bool) -> list[Turn]:
+    """Statements and questions for training; one question alone for evaluation."""
+    if heldout:
+        return [_question(rng)]
+    make = _statement if rng.random() < 0.3 else _question
+    return [make(rng) for _ in range(rng.randint(1, 4))]
