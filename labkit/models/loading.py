@@ -89,9 +89,9 @@ def _from_transformers(
         "trust_remote_code": False,
     }
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=getattr(torch, dtype), use_safetensors=True, **options
-        )
+        model = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, **options)
+        # Converted here: the argument for it has another name in transformers 4 than in 5.
+        model = model.to(getattr(torch, dtype))
         return model, AutoTokenizer.from_pretrained(source, **options)
     except SafetensorError as error:
         raise ModelError(
