@@ -68,7 +68,7 @@ def activation_bytes(
 
     Layers run one after the other and free what they used, so the peak is one layer's (the number
     of layers does not matter) or the logits, whichever is larger. What a token holds was counted in
-    the Llama of Hugging Face transformers: in the MLP four vectors of the hidden size and three of
+    the Llama of transformers 5: in the MLP four vectors of the hidden size and three of
     the FFN's (gate, up, product); in attention three of the hidden size, four of all queries, one
     of all keys, one of all values; in both, cosine and sine of the rotary embedding.
 

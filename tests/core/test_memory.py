@@ -168,7 +168,10 @@ def test_activations_with_scores_equal_live_tensors() -> None:
 def test_activations_of_a_narrow_mlp_are_those_of_attention() -> None:
     narrow = ModelShape("narrow", 3, 512, 256, heads=8, kv_heads=2, head_dim=64, vocab=4096)
     measured = measured_peak(small_llama(ffn=256), 1, 256, logits_to_keep=1)
-    assert activation_bytes(narrow, 256) == pytest.approx(measured, rel=0.02)
+    # Releases before transformers 5 hold the keys and values again, once for every query head.
+    repeated = 2 * 256 * narrow.heads * narrow.head_dim * 2
+    expected = activation_bytes(narrow, 256)
+    assert 0.98 * expected <= measured <= 1.02 * (expected + repeated)
 
 
 def test_an_estimate_is_its_parts() -> None:
