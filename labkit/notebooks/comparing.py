@@ -1,0 +1,49 @@
+"""Run the committed notebooks again with nbval, strictly: every output must come out the same."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from labkit.notebooks.running import fresh_learner
+from labkit.notebooks.source import Pair
+
+CELL_TIMEOUT = 120
+SANITIZE = "nbval_sanitize.cfg"
+
+OTHER_CPU = {
+    # One thread and the oldest instructions that each library can fall back to: sums are
+    # taken in another order, as on somebody else's machine.
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "NUMBA_NUM_THREADS": "1",
+    "ATEN_CPU_CAPABILITY": "default",
+    "ONEDNN_MAX_CPU_ISA": "SSE41",
+    "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
+    "OPENBLAS_CORETYPE": "Nehalem",
+    "NUMBA_CPU_NAME": "generic",
+    "NUMBA_CPU_FEATURES": "",
+}
+
+
+def command(notebooks: Sequence[Path], folder: Path) -> list[str]:
+    """The pytest command that compares `notebooks`."""
+    return [
+        *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "--nbval"),
+        *("--nbval-current-env", f"--nbval-cell-timeout={CELL_TIMEOUT}"),
+        *("--nbval-sanitize-with", str(folder / SANITIZE)),
+        *map(str, notebooks),
+    ]
+
+
+def compare(pairs: Sequence[Pair], other_cpu: bool = False) -> int:
+    """pytest's exit code for all `pairs`; `other_cpu` imitates a smaller, older machine."""
+    notebooks = [pair.notebook for pair in pairs]
+    folder = notebooks[0].parent
+    with fresh_learner() as environment:
+        environment |= OTHER_CPU if other_cpu else {}
+        return subprocess.run(
+            command(notebooks, folder), cwd=folder.parent, env=environment, check=False
+        ).returncode

@@ -1,0 +1,66 @@
+"""Execute a notebook as a learner who opens it for the first time, in this very Python."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import ipykernel.kernelspec
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from nbformat import NotebookNode
+
+from labkit.notebooks.errors import NotebookError
+
+CELL_TIMEOUT = 600
+"""Seconds a cell may take while it is built. nbval gives it less: see comparing.py."""
+
+
+class ThisPython(KernelSpecManager):
+    """Finds one kernel, whatever its name: the ipykernel of the running interpreter.
+
+    A "python3" kernel that the user installed elsewhere would be found first otherwise.
+    """
+
+    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+        spec = ipykernel.kernelspec.get_kernel_dict()
+        return KernelSpec(resource_dir=ipykernel.kernelspec.RESOURCES, **spec)
+
+
+@contextlib.contextmanager
+def fresh_learner() -> Iterator[dict[str, str]]:
+    """Environment variables of somebody without progress, profile or a model of their own."""
+    with tempfile.TemporaryDirectory(prefix="labkit-notebook-") as home:
+        mine = {"LABKIT_HOME": str(Path(home, "labkit")), "IPYTHONDIR": str(Path(home, "ipython"))}
+        foreign = ("LABKIT_MODEL", "MPLBACKEND", "JUPYTER_COLUMNS")
+        yield {key: value for key, value in os.environ.items() if key not in foreign} | mine
+
+
+def run(notebook: NotebookNode, folder: Path, name: str) -> NotebookNode:
+    """Execute every cell with `folder` as working directory; outputs land in `notebook`.
+
+    Raises:
+        NotebookError: a cell raised, took longer than CELL_TIMEOUT, or killed its kernel.
+    """
+    manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=ThisPython())
+    client = NotebookClient(
+        notebook,
+        km=manager,
+        timeout=CELL_TIMEOUT,
+        record_timing=False,
+        store_widget_state=True,
+        coalesce_streams=True,
+        resources={"metadata": {"path": str(folder)}},
+    )
+    with fresh_learner() as environment:
+        try:
+            return client.execute(env=environment)
+        except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+            raise NotebookError(
+                f"a cell failed:\n{error}", name, "Nothing was written; mend the source."
+            ) from error
