@@ -88,7 +88,8 @@ def choose_qparams(
     scale = _stored_scale(exact, scale_dtype)
     if symmetric:
         return scale, torch.zeros_like(scale, dtype=torch.int32)
-    zero_point = torch.clamp(torch.round(qmin - low / scale.double()), qmin, qmax)
+    # In float32, as torch does it: -lo / scale may lie next to a tie, as in [-1, 1] at 8 bits.
+    zero_point = torch.clamp(torch.round(qmin - low.float() / scale.float()), qmin, qmax)
     return scale, zero_point.to(torch.int32)
 
 

@@ -9,6 +9,9 @@ from labkit.core.observers_base import Observer
 from labkit.core.observers_histogram import Counts, Histogram, Reals
 
 _BINS = 2048
+_TRACE = 1e-4  # of one count; MXNet and ONNX Runtime smooth by the same amount
+
+Flags = np.ndarray[tuple[int], np.dtype[np.bool_]]
 
 
 class KLObserver(Observer):
@@ -58,26 +61,27 @@ def entropy_threshold(counts: Counts, levels: int) -> int:
     total = int(counts.sum())
     for kept in range(levels, used + 1):
         clipped = counts[:kept].astype(np.float64)
-        merged = spread_over_levels(clipped, levels)
-        clipped[-1] += total - clipped.sum()
+        inside = clipped.copy()
+        clipped[-1] += total - inside.sum()
+        merged = spread_over_levels(inside, clipped > 0, levels)
         loss = kl_divergence(clipped, merged)
         if loss <= least:  # on a tie keep the wider range, which clips less
             best, least = kept, loss
     return best
 
 
-def spread_over_levels(counts: Reals, levels: int) -> Reals:
+def spread_over_levels(counts: Reals, filled: Flags, levels: int) -> Reals:
     """Merge bins into ``levels`` runs of nearly equal length, and spread each run out again.
 
-    A run's sum is shared equally by its bins that were not empty: an empty bin stays empty, for
-    quantizing does not put values where there were none.
+    A run's sum is shared equally by its bins that are ``filled`` in P: an empty bin stays empty,
+    for quantizing does not put values where there were none. Where outliers fill a bin of P in a
+    run that is empty, Q gets a trace: infinitely unlikely would forbid to clip a lone outlier.
     """
     edges = np.arange(levels) * len(counts) // levels
     sums = np.add.reduceat(counts, edges)
-    filled = counts > 0
     shares = sums / np.maximum(np.add.reduceat(filled.astype(np.int64), edges), 1)
     lengths = np.diff(np.append(edges, len(counts)))
-    return np.asarray(np.repeat(shares, lengths) * filled)
+    return np.asarray(np.repeat(np.maximum(shares, _TRACE), lengths) * filled)
 
 
 def kl_divergence(p: Reals, q: Reals) -> float:
