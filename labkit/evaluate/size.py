@@ -1,0 +1,49 @@
+"""How big a model is: bytes on disk, and true bits per weight with all metadata counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from labkit.models.apply import LayerReport
+
+MEGABYTE = 1_000_000
+_FULL_BITS = 16  # weights that are not quantized are stored as bfloat16
+
+
+@dataclass(frozen=True)
+class Size:
+    """Bits per weight over the quantized layers alone, and bytes of the whole model."""
+
+    bits_per_weight: float
+    total_bytes: int
+
+    @property
+    def megabytes(self) -> float:
+        return self.total_bytes / MEGABYTE
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Parameters, each shared one (tied embeddings) counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def model_size(model: nn.Module, reports: list[LayerReport], full_bits: int = _FULL_BITS) -> Size:
+    """Size of a model whose reported layers are stored as integers and the rest at `full_bits`.
+
+    `bits_per_weight` is that of the quantized layers; without any, it is `full_bits`.
+    """
+    total = parameter_count(model)
+    if not reports:
+        return Size(float(full_bits), total * full_bits // 8)
+    weights = sum(report.quantized.codes.numel() for report in reports)
+    bits = sum(report.quantized.bits_per_weight * report.quantized.codes.numel() for report in reports)
+    stored = sum(report.quantized.nbytes for report in reports)
+    return Size(bits / weights, stored + (total - weights) * full_bits // 8)
+
+
+def bytes_on_disk(folder: Path) -> int:
+    """Bytes of the weight files in a model folder."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
