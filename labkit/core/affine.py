@@ -115,8 +115,8 @@ def quantize(
     divisor = torch.as_tensor(scale, device=x.device).to(dtype)
     _require_positive(divisor)
     steps = torch.div(x.to(dtype), divisor).round_()
-    steps = steps.add_(torch.as_tensor(zero_point, device=x.device).to(dtype))
-    return steps.clamp_(qmin, qmax).to(torch.int32)
+    codes = steps + torch.as_tensor(zero_point, device=x.device).to(dtype)
+    return codes.clamp_(qmin, qmax).to(torch.int32)
 
 
 def dequantize(

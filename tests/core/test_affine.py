@@ -246,6 +246,11 @@ class TestRefused:
             integer_range(1, True)
 
 
+def test_everything_broadcasts():
+    x, zero_point = torch.tensor([[1.0], [2.0]]), torch.tensor([0, 5, 10])
+    assert quantize(x, 1.0, zero_point, 0, 15).tolist() == [[1, 6, 11], [2, 7, 12]]
+
+
 def test_empty_tensor_has_no_codes():
     assert quantize(torch.empty(0, 3), 1.0, 0, -7, 7).shape == (0, 3)
 
