@@ -148,7 +148,8 @@ def _broken_bound(exercise: Exercise, trial: Trial) -> str | None:
 def _verdict_on(exercise: Exercise, runner: Runner, cases: list[Case], worst: Case) -> Verdict:
     mutant = recognise(exercise, cases, runner.call)
     reason = worst.problem or ""
-    if mutant is None and _is_constant([case.outcome for case in cases]):
+    right_kind = structure_problem(worst.outcome.value, worst.expected.value) is None
+    if mutant is None and right_kind and _is_constant([case.outcome for case in cases]):
         reason = "it gives the same answer for every input"
     return Verdict(
         exercise,

@@ -10,19 +10,21 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from types import CodeType, FrameType, MethodType, ModuleType, TracebackType
 from typing import Any
 
-LABKIT = str(Path(__file__).resolve().parent.parent) + "/"
+LABKIT = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
 ALWAYS_ALLOWED = ("labkit.core.errors", "labkit.core.scheme")
 FORBIDDEN_EVENTS = (
-    "sys.setprofile", "sys.settrace", "sys.addaudithook", "sqlite3.connect", "gc.",
+    "sys.addaudithook", "sqlite3.connect", "gc.",
     "subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.fork",
 )  # fmt: skip
+# Seen as C calls, because Python itself raises the audit events of these, too.
+HOOK_SETTERS = (sys.setprofile, sys.settrace)
 
 # Audit hooks cannot be taken out again, so one is put in for good and looks at this list.
 _active: list[Guard] = []
@@ -63,7 +65,7 @@ class Guard:
         _active.append(self)
         threading.setprofile(self._on_event)
         sys.setprofile(self._on_event)
-        self.closed = True  # last: setting a profile hook is itself an offence from here on
+        self.closed = True  # last: setting a hook is itself an offence from here on
         return self
 
     @part_of_engine
@@ -97,6 +99,8 @@ class Guard:
             elif code.co_filename.startswith(LABKIT) and not self._may_run(frame):
                 module = frame.f_globals.get("__name__", "labkit")
                 self.offend(f"it calls {module}.{code.co_qualname}")
+        elif event == "c_call" and argument in HOOK_SETTERS:
+            self.offend(f"it uses {label(argument)}")
         elif event == "c_call" and self.forbidden_c:
             target = self.forbidden_c.get(getattr(argument, "__name__", ""))
             if target is not None and (argument == target or _is_method_of(argument, target)):
@@ -124,7 +128,7 @@ def _install_audit_hook() -> None:
 @part_of_engine
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:
     if not _active or not _active[-1].closed or _active[-1].violation:
-        return  # Python itself takes a profile hook out that raised
+        return
     if event == "open":
         path = arguments[0]
         if isinstance(path, str) and path.startswith(LABKIT) and not path.endswith(".pyc"):

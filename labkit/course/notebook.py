@@ -1,4 +1,7 @@
-"""What a learner calls in a notebook: check, hint and reveal. Each prints plain text."""
+"""What a learner calls in a notebook: check, hint and reveal. Each prints plain text.
+
+The checker, and torch with it, is imported by the first check: `labkit course status` needs none.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 from labkit.course import hints, progress, registry
-from labkit.course.checking import evaluate
 
 
 def check(exercise_id: str, function: Callable[..., Any]) -> None:
@@ -14,6 +16,8 @@ def check(exercise_id: str, function: Callable[..., Any]) -> None:
 
     Every call tries new random inputs. Raises ExerciseError if there is no such exercise.
     """
+    from labkit.course.checking import evaluate
+
     verdict = evaluate(registry.get(exercise_id), function)
     print(verdict.text())
     if verdict.status != "not attempted":

@@ -72,8 +72,7 @@ class ProgressStore:
 
     def events(self) -> list[Event]:
         """Everything known, oldest first. Never raises over the file."""
-        saved = self._try(self._load) if self.path.exists() else []
-        return [*(saved or []), *self.unsaved]
+        return [*(self._try(self._load) or []), *self.unsaved]
 
     def reset(self, exercise_ids: Iterable[str] | None = None) -> bool:
         """Forget some exercises, or all. False if the file could not be changed."""
@@ -81,8 +80,6 @@ class ProgressStore:
         self.unsaved = [
             e for e in self.unsaved if wanted is not None and e.exercise_id not in wanted
         ]
-        if not self.path.exists():
-            return True
         return self._try(lambda: self._forget(wanted)) is not None
 
     def _save(self) -> int:
@@ -95,6 +92,8 @@ class ProgressStore:
         return len(self.unsaved)
 
     def _load(self) -> list[Event]:
+        if not self.path.exists():
+            return []
         with contextlib.closing(self._connect("rw")) as database:
             if _version(database) == 0:
                 return []
@@ -102,6 +101,8 @@ class ProgressStore:
             return [Event(*row) for row in rows]
 
     def _forget(self, wanted: set[str] | None) -> int:
+        if not self.path.exists():
+            return 0
         with self._transaction("rw") as database:
             if wanted is None:
                 return database.execute("DELETE FROM events").rowcount

@@ -125,18 +125,21 @@ class Runner:
             with time_limit(self.seconds_left), self.guard or contextlib.nullcontext():
                 value = self.function(*arguments)
         except (Exception, SystemExit) as error:  # the learner's code may raise anything
-            self._stop_if_peeked()
+            self._stop_if_over()
             raise LearnerRaised(error) from error
         finally:
             if self.guard is not None:  # an alarm may have cut the guard's own exit short
                 self.guard.closed = False
             self.seconds_left -= time.monotonic() - started
-        self._stop_if_peeked()
+        self._stop_if_over()
         return value
 
-    def _stop_if_peeked(self) -> None:
+    def _stop_if_over(self) -> None:
+        """Stop for good, even if the function swallowed the exception that told it to."""
         if self.guard is not None and self.guard.violation is not None:
             raise AnswerKeyOpened(self.guard.violation)
+        if self.seconds_left <= 0:
+            raise TimeLimitReached
 
 
 def place_of_error(error: BaseException, module: str) -> str:
