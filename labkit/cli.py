@@ -5,10 +5,6 @@ from __future__ import annotations
 import importlib
 import sys
 
-import click
-import typer
-from typer.core import TyperGroup
-
 # name -> (module with a typer `app`, one line for `labkit --help`)
 COMMANDS = {
     "doctor": ("labkit.doctor", "Check that this machine can run the course."),
@@ -18,18 +14,27 @@ COMMANDS = {
 }
 
 
-class LazyGroup(TyperGroup):
-    """Import a sub-command's module only when that sub-command is asked for."""
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(
+        ["Usage: labkit COMMAND [OPTIONS]", "", *lines, "", "`labkit COMMAND --help` says more."]
+    )
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in COMMANDS:
-            return None
-        if len(sys.argv) > 1 and sys.argv[1] == name:
-            module = importlib.import_module(COMMANDS[name][0])
-            command = typer.main.get_command(module.app)
-            command.name = name
-            return command
-        return click.Command(name, help=COMMANDS[name][1], short_help=COMMANDS[name][1])
+def main(arguments: list[str] | None = None) -> None:
+    """Run `labkit COMMAND ...`; without a command, or with an unknown one, say what there is."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if words and words[0] == "--version":
+        from labkit import __version__
+
+        print(f"labkit {__version__}")
+        return
+    if not words or words[0] in {"-h", "--help"}:
+        print(_usage())
+        return
+    if words[0] not in COMMANDS:
+        print(f"labkit: no command {words[0]!r}\n\n{_usage()}", file=sys.stderr)
+        raise SystemExit(2)
+    module = importlib.import_module(COMMANDS[words[0]][0])
+    module.app(args=words[1:], prog_name=f"labkit {words[0]}")

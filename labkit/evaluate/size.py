@@ -39,7 +39,7 @@ def model_size(model: nn.Module, reports: list[LayerReport], full_bits: int = _F
     if not reports:
         return Size(float(full_bits), total * full_bits // 8)
     weights = sum(report.quantized.codes.numel() for report in reports)
-    bits = sum(report.quantized.bits_per_weight * report.quantized.codes.numel() for report in reports)
+    bits = sum(r.quantized.bits_per_weight * r.quantized.codes.numel() for r in reports)
     stored = sum(report.quantized.nbytes for report in reports)
     return Size(bits / weights, stored + (total - weights) * full_bits // 8)
 

@@ -111,11 +111,15 @@ def train(
             )
         if step % LOG_EVERY == 0 or step == recipe.steps:
             speed = seen / (time.perf_counter() - began)
-            row: dict[str, object] = {"step": step, "loss": round(sum(losses) / len(losses), 4)}
+            row: dict[str, object] = {
+                "step": step,
+                "loss": round(sum(losses) / len(losses), 4),
+                "tokens_per_s": round(speed),
+            }
             if step % EVALUATE_EVERY == 0 or step == recipe.steps:
                 row |= evaluate(model, tokenizer)
             history.append(row)
-            log({**row, "tokens_per_s": round(speed)})
+            log(row)
             began, seen, losses = time.perf_counter(), 0, []
         if step % SAVE_EVERY == 0 or step == recipe.steps:
             save_checkpoint(folder, model, optimizers, step, history)

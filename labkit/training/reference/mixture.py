@@ -38,14 +38,14 @@ class Mixture:
     def _stream(self, corpus: str) -> np.ndarray:
         """All documents of a corpus as one array of token ids, a BOS before each."""
         documents = list(load_corpus(corpus, "train").documents)
-        encoded = self.tokenizer(documents)["input_ids"]
+        encoded = self.tokenizer(documents, verbose=False)["input_ids"]
         return np.concatenate([np.asarray(ids, dtype=np.int32) for ids in encoded])
 
     def batch(self, step: int) -> Batch:
         phase = self.recipe.phase_at(step)
         rng = random.Random(f"{self.recipe.seed} batch {step}")
-        names = [name for name, _ in self.recipe.shares]
-        shares = [share for _, share in self.recipe.shares]
+        names = [name for name, _ in phase.shares]
+        shares = [share for _, share in phase.shares]
         # Systematic sampling: every batch holds each source in nearly its share.
         start = rng.random()
         edges = np.cumsum(shares) / sum(shares)
@@ -65,15 +65,15 @@ class Mixture:
         tokens: list[int] = []
         weights: list[float] = []
         while len(tokens) < size:
-            for ids, marks in map(self.encode, [training_session(name, rng) for _ in range(4)]):
-                tokens += ids
-                weights += marks
+            ids, marks = self.encode(training_session(name, rng), phase.answer_weight)
+            tokens += ids
+            weights += marks
         return (
             np.asarray(tokens[:size], dtype=np.int32),
             np.asarray(weights[:size], dtype=np.float32),
         )
 
-    def encode(self, turns: list[Turn]) -> tuple[list[int], list[float]]:
+    def encode(self, turns: list[Turn], answer_weight: float) -> tuple[list[int], list[float]]:
         """Token ids of a session and the loss weight of each.
 
         A token counts as answer when it begins inside an answer's characters.
@@ -86,7 +86,7 @@ class Mixture:
             is_answer[place : place + len(turn.answer)] = True
             place += len(turn.answer)
         encoding = self.tokenizer(text, return_offsets_mapping=True)
-        high, low = self.recipe.answer_weight, self.recipe.prompt_weight
+        high, low = answer_weight, self.recipe.prompt_weight
         weights = [
             high if is_answer[start] and end > start else low
             for start, end in encoding["offset_mapping"]

@@ -9,7 +9,7 @@ from labkit.training.reference.recipe import Recipe
 
 
 def build_optimizers(model: nn.Module, recipe: Recipe) -> list[Optimizer]:
-    """Muon (Jordan 2024) orthogonalises each update; its step is scaled to AdamW's root mean square.
+    """Muon (Jordan 2024) orthogonalises each update; its step is scaled to AdamW's size.
 
     In trials on this model it learned about twice as fast per token as AdamW alone.
     """

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+import json
+from dataclasses import asdict, dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -18,40 +19,62 @@ class Architecture:
     max_position_embeddings: int = 512
 
 
+Shares = tuple[tuple[str, float], ...]
+
+# Rows of a batch by source. Text first; then mostly tasks, because copying and arithmetic come
+# late and need many examples; then text again while the learning rate falls.
+_MOSTLY_TEXT: Shares = (
+    ("stdlib-prose", 0.16),
+    ("stdlib-code", 0.24),
+    ("doctest", 0.22),
+    ("facts", 0.08),
+    ("recall", 0.14),
+    ("repl", 0.16),
+)
+_MOSTLY_TASKS: Shares = (
+    ("stdlib-prose", 0.10),
+    ("stdlib-code", 0.16),
+    ("doctest", 0.24),
+    ("facts", 0.10),
+    ("recall", 0.20),
+    ("repl", 0.20),
+)
+
+
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training with one batch shape. `rows` x `length` tokens a step."""
+    """A stretch of training with one batch shape (`rows` x `length` tokens a step) and mixture.
+
+    `answer_weight` multiplies the loss of a task's answers.
+    """
 
     steps: int
     rows: int
     length: int
+    shares: Shares
+    answer_weight: float
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Muon on the hidden matrices, AdamW on embeddings and norms, then a linear decay to zero.
 
-    `shares` are the rows of a batch by source. `answer_weight` and `prompt_weight` multiply the
-    loss of a task's answers and of everything else in it: prompts are random and teach nothing.
+    `prompt_weight` multiplies the loss of what is not answer in a task: prompts are random and
+    teach nothing but their form.
     """
 
     seed: int = 0
     architecture: Architecture = field(default_factory=Architecture)
-    phases: tuple[Phase, ...] = (Phase(5600, 16, 256), Phase(1400, 8, 512))
-    shares: tuple[tuple[str, float], ...] = (
-        ("stdlib-prose", 0.16),
-        ("stdlib-code", 0.24),
-        ("doctest", 0.22),
-        ("facts", 0.08),
-        ("recall", 0.14),
-        ("repl", 0.16),
+    phases: tuple[Phase, ...] = (
+        Phase(800, 16, 256, _MOSTLY_TEXT, answer_weight=2.0),
+        Phase(3400, 16, 256, _MOSTLY_TASKS, answer_weight=4.0),
+        Phase(600, 8, 512, _MOSTLY_TEXT, answer_weight=2.0),
     )
     muon_lr: float = 3.5e-3
     adamw_lr: float = 3e-3
     weight_decay: float = 0.05
     warmup_steps: int = 100
-    decay_steps: int = 2000
-    answer_weight: float = 2.0
+    decay_steps: int = 1200
     prompt_weight: float = 0.1
 
     @property
@@ -75,5 +98,10 @@ class Recipe:
         left = (self.steps - step) / self.decay_steps
         return max(0.0, min(1.0, warm, left))
 
-    def as_dict(self) -> dict[str, object]:
-        return asdict(self)
+    def shortened(self, steps: int) -> Recipe:
+        """The same recipe with at most `steps` steps a phase: to try the machinery out."""
+        phases = tuple(replace(p, steps=min(p.steps, steps)) for p in self.phases)
+        return replace(self, phases=phases)
+
+    def as_json(self) -> str:
+        return json.dumps(asdict(self), indent=1)
