@@ -70,6 +70,12 @@ def test_extreme_blocks(magnitude: float) -> None:
     assert (result - x).abs().max() <= max(magnitude / 4, 2.0**-129)
 
 
+def test_the_smallest_scale_is_used() -> None:
+    tiny = quantize_mxfp4(torch.full((32,), 1.5 * 2.0**-127))
+    assert tiny.scale_codes.tolist() == quantize_mxfp4(torch.zeros(32)).scale_codes.tolist() == [0]
+    assert tiny.dequantize().tolist() == [1.5 * 2.0**-127] * 32
+
+
 def test_shapes_and_bits() -> None:
     mx = quantize_mxfp4(torch.randn(2, 3, 64, dtype=torch.float64))
     assert mx.codes.shape == (2, 3, 64) and mx.codes.dtype == torch.uint8
