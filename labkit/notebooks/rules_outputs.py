@@ -64,6 +64,10 @@ def pictures(subject: Subject) -> Iterator[Finding]:
                 yield subject.finding(number, "alt-text", f"alt text {alt!r} says nothing")
             elif texts[alt] > 1:
                 yield subject.finding(number, "alt-text", f"the same alt text again: {alt!r}")
+        if text_of(output).startswith("<IPython.core.display"):
+            yield subject.finding(
+                number, "blind-output", "nbval compares nothing of this: print it, or give it text"
+            )
         if VIEW in data and not text_of(output).startswith("Widget: "):
             yield subject.finding(number, "alt-text", "a bare widget: use figures.show_widget")
 

@@ -55,6 +55,7 @@ def run(notebook: NotebookNode, folder: Path, name: str) -> NotebookNode:
         record_timing=False,
         store_widget_state=True,
         coalesce_streams=True,
+        extra_arguments=["--IPKernelApp.log_level=ERROR"],  # its warnings are not for a reader
         resources={"metadata": {"path": str(folder)}},
     )
     with fresh_learner() as environment:

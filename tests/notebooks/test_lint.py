@@ -162,7 +162,7 @@ BROKEN = {
     "no text above an exercise": (drop("### Exercise 00.1"), "exercise"),
     "an exercise left out": (drop('check("00.1"'), "exercise"),
     "never executed": (nothing_executed, "executed"),
-    "executed out of order": (add_code("x = 1", 3), "executed"),
+    "executed out of order": (add_code("x = 1", 9), "executed"),
     "an error": (
         output_of("between", output_type="error", ename="E", evalue="bad", traceback=[]),
         "error",
@@ -173,6 +173,10 @@ BROKEN = {
     "a figure with a poor alt": (display(text__html='<img alt="a plot" src="x">'), "alt-text"),
     "one alt for two": (same_picture_twice, "alt-text"),
     "a bare widget": (widget_without_text, "alt-text"),
+    "markup that nothing compares": (
+        display(text__html="<table>", text__plain="<IPython.core.display.HTML object>"),
+        "blind-output",
+    ),
     "a path of this machine": (stream("saved to /home/ada/model\n"), "path"),
     "a Windows path": (stream("saved to C:\\Users\n"), "path"),
     "an address": (stream("<function f at 0x7f2a10b2c0d0>\n"), "address"),

@@ -1,0 +1,55 @@
+"""A learner in JupyterLab: run a notebook, move a slider, answer an exercise wrong, then right."""
+
+from __future__ import annotations
+
+import pytest
+
+from labkit.course.registry import get
+
+EXERCISE = "02.1"
+
+
+def failures(cells):
+    """The error outputs of some saved code cells."""
+    return [
+        f"{output['ename']}: {output['evalue']}"
+        for cell in cells
+        for output in cell["outputs"]
+        if output["output_type"] == "error"
+    ]
+
+
+@pytest.mark.parametrize("name", ["00_start_here", "02_scale_zero_point"])
+def test_a_notebook_runs_from_top_to_bottom_by_the_menu(notebook_page, screenshots, name):
+    notebook_page.open(f"notebooks/{name}.ipynb")
+    notebook_page.page.screenshot(path=screenshots / f"{name}-opened.png")
+    cells = notebook_page.run_all()
+    notebook_page.page.screenshot(path=screenshots / f"{name}-ran.png")
+    assert failures(cells) == []
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    assert sum(bool(cell["outputs"]) for cell in cells) > len(cells) / 2
+    assert not notebook_page.page.locator(".jp-Dialog").count()
+
+
+def test_a_slider_moves_the_picture_and_a_check_tells_wrong_from_right(notebook_page, screenshots):
+    notebook_page.open("notebooks/02_scale_zero_point.ipynb")
+    assert failures(notebook_page.run_all()) == []
+
+    before, after = notebook_page.press_on_slider("ArrowRight", times=3)
+    notebook_page.page.screenshot(path=screenshots / "slider.png")
+    for picture in (before, after):
+        assert picture["src"].startswith("data:image/png;base64,")
+        assert len(picture["alt"].split()) > 3
+    assert after["src"] != before["src"]
+
+    exercise = get(EXERCISE)
+    mutant = exercise.mutants[0]
+    check = f'\n\ncheck("{EXERCISE}", {exercise.name})'
+    said = notebook_page.answer(EXERCISE, mutant.text(exercise.solution) + check)
+    notebook_page.page.screenshot(path=screenshots / "wrong.png")
+    assert f"{EXERCISE} {exercise.title}: not yet" in said
+    assert " ".join(mutant.message.split()) in said
+
+    said = notebook_page.answer(EXERCISE, exercise.solution + check)
+    notebook_page.page.screenshot(path=screenshots / "right.png")
+    assert said == f"{EXERCISE} {exercise.title}: passed"
