@@ -1,0 +1,58 @@
+# The two commands of the course are `make lab` and `make test`. Either may be the first.
+
+SHELL := /bin/bash
+VENV := .venv
+PY := $(VENV)/bin/python
+CARD := .venv-card
+
+# The first Python >= 3.11 on the PATH, unless you name one: make lab PYTHON=python3.12
+OLD_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 python; do \
+	$$p -c '$(OLD_ENOUGH)' 2>/dev/null && echo $$p && break; done)
+PYTHON_311 ?= $(shell for p in python3.11 $(PYTHON); do \
+	$$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+MAKING := pyproject.toml labkit/environment/create.py labkit/environment/llama_cpp.cmake
+
+.DEFAULT_GOAL := help
+.PHONY: help setup lab test lint notebooks card-env clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+
+setup: $(VENV)/.labkit-ready ## the environment (.venv) alone
+
+$(VENV)/.labkit-ready: constraints.txt $(MAKING)
+	@if [ -z "$(PYTHON)" ] || ! "$(PYTHON)" -c '$(OLD_ENOUGH)'; then \
+		echo "The course needs Python 3.11 or newer; found: $(or $(PYTHON),none on the PATH)."; \
+		echo "Install one (python.org, apt-get install python3.11, brew install python) or name it:"; \
+		echo "    make lab PYTHON=/path/to/python3.12"; exit 1; fi
+	@"$(PYTHON)" labkit/environment/create.py $(VENV) --constraints constraints.txt
+
+lab: setup ## the course in JupyterLab (PORT=8888, LAB_ARGS="...")
+	@$(PY) -m labkit.doctor
+	@$(PY) -m labkit.lab
+
+test: setup lint ## every test, every notebook compared with its outputs
+	$(PY) -m pytest tests
+	PYTHONPATH=tests/offline $(PY) -m labkit.notebooks check
+
+lint: setup ## ruff, mypy on labkit/core, the rules of the notebooks
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) -m labkit.notebooks lint
+
+notebooks: setup ## execute notebooks/source/*.py into notebooks/*.ipynb
+	$(PY) -m labkit.notebooks build
+
+card-env: $(CARD)/.labkit-ready ## environment.yml with pip: ten packages, two of them archived
+
+$(CARD)/.labkit-ready: environment.yml constraints-card.txt $(MAKING)
+	@if [ -z "$(PYTHON_311)" ]; then \
+		echo "auto-gptq needs Python 3.11: make card-env PYTHON_311=/path/to/python3.11"; exit 1; fi
+	@"$(PYTHON_311)" labkit/environment/create.py $(CARD) \
+		--constraints constraints-card.txt --environment environment.yml
+
+clean: ## remove both environments and the caches of the tools
+	rm -rf $(VENV) $(CARD) .pytest_cache .mypy_cache .ruff_cache .hypothesis
