@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from labkit.course.exercise import Exercise, Mutant, Trial
-from labkit.course.running import Case, Outcome, Runner
+from labkit.course.running import Case, Runner
 
 
 def recognise(exercise: Exercise, cases: list[Case], call: Callable[..., Any]) -> int | None:
@@ -20,16 +20,11 @@ def recognise(exercise: Exercise, cases: list[Case], call: Callable[..., Any]) -
     for index, mutant in enumerate(exercise.mutants):
         if mutant.recognise is not None and _has_symptom(exercise, mutant, failing, call):
             return index
-    behaviours = [
-        (index, [runner.run(case.arguments) for case in cases])
-        for index, runner in enumerate(
-            Runner(function, exercise.time_limit) for function in exercise.mutant_functions
-        )
-    ]
-    for index, outcomes in behaviours:
-        if all(o.agrees_with(c.outcome) for o, c in zip(outcomes, cases, strict=True)):
+    runners = [Runner(function, exercise.time_limit) for function in exercise.mutant_functions]
+    for index, runner in enumerate(runners):
+        if all(runner.run(case.arguments).agrees_with(case.outcome) for case in cases):
             return index
-    alike = [index for index, outcomes in behaviours if _fails_alike(outcomes, cases)]
+    alike = [index for index, runner in enumerate(runners) if _fails_alike(runner, failing)]
     return alike[0] if len(alike) == 1 else None
 
 
@@ -43,6 +38,6 @@ def _has_symptom(
     )
 
 
-def _fails_alike(outcomes: list[Outcome], cases: list[Case]) -> bool:
-    pairs = [(o, c) for o, c in zip(outcomes, cases, strict=True) if c.problem]
-    return all(o.agrees_with(c.outcome) and not o.agrees_with(c.expected) for o, c in pairs)
+def _fails_alike(runner: Runner, failing: list[Case]) -> bool:
+    outcomes = ((runner.run(case.arguments), case) for case in failing)
+    return all(o.agrees_with(c.outcome) and not o.agrees_with(c.expected) for o, c in outcomes)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labkit.course.inputs import shapes, vector, weight
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(2, 12), st.sampled_from([1, 2, 4]))
 def test_shapes_hold_squares_and_others(seed, count, multiple):
     found = list(shapes(np.random.default_rng(seed), count, 12, multiple))
@@ -18,6 +19,7 @@ def test_shapes_hold_squares_and_others(seed, count, multiple):
     assert all(columns % multiple == 0 and columns > 0 for _, columns in found)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**6))
 def test_rows_and_columns_of_a_weight_differ_in_magnitude(seed):
     w = weight(np.random.default_rng(seed), 8, 8)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -30,6 +30,7 @@ class Plain:
         self.value = value
 
 
+@settings(deadline=None)
 @given(ARRAYS)
 def test_an_array_is_the_same_as_its_copy_and_its_tensor(array):
     assert same(array, snapshot(array))
@@ -37,6 +38,7 @@ def test_an_array_is_the_same_as_its_copy_and_its_tensor(array):
     assert same([array, (1, "a")], [array.copy(), (1, "a")])
 
 
+@settings(deadline=None)
 @given(ARRAYS.filter(lambda a: a.size > 0 and a.dtype != np.bool_))
 def test_one_changed_element_is_seen(array):
     changed = array.copy()
@@ -119,6 +121,6 @@ def test_show(value, text):
 
 
 def test_large_values_are_shown_small():
-    assert len(show(torch.arange(10_000.0).view(100, 100))) < 200
+    assert len(show(torch.arange(10_000.0).view(100, 100))) < 250
     assert len(show("x" * 1000)) == 200
     assert len(show(list(range(1000)))) < 200
