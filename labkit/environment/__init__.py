@@ -1,1 +1,1 @@
-"""The machine and the packages that the course runs on: making the environment, and looking at it."""
+"""The machine and the packages that the course runs on: making the environment, checking it."""
