@@ -93,7 +93,7 @@ OPTIONAL: tuple[Callable[[], Finding], ...] = (
     ),
     _extra("hub", "Corpora of the hub"),
     check_card_environment,
-
+)
 
 
 def check_parts() -> list[Finding]:
