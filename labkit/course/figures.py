@@ -101,14 +101,26 @@ def show(fig: Figure, alt: str) -> None:
 
 
 def show_widget(widget: Any, alt: str) -> None:
-    """Show an ipywidget; `alt` stands for it where widgets cannot be drawn, as on a web page.
+    """Show an ipywidget. Where it cannot be drawn, as on a web page or before the notebook is
+    trusted, its first picture stands for it, or else `alt`.
 
     Raises:
         ValueError: `alt` says less than four words.
     """
     bundle = dict(widget._repr_mimebundle_())
     bundle["text/plain"] = f"Widget: {_checked(alt)}"
+    if picture := _first_picture(widget):
+        bundle["text/html"] = picture
     display(bundle, raw=True)
+
+
+def _first_picture(widget: Any) -> str:
+    """The first `to_html` picture in a widget and its children, or an empty text."""
+    value = getattr(widget, "value", "")
+    if isinstance(value, str) and value.startswith("<img "):
+        return value
+    found = (_first_picture(child) for child in getattr(widget, "children", ()))
+    return next(filter(None, found), "")
 
 
 def levels(ax: Any, positions: Sequence[float], colour: str = PALETTE[1]) -> None:

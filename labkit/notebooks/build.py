@@ -26,7 +26,7 @@ def build(pairs: Iterable[Pair], force: bool = False) -> Iterator[tuple[Pair, bo
         needed = force or bool(differences(pair))
         if needed:
             executed = run(notebook_from(pair.source), pair.notebook.parent, pair.name)
-            write(clean(executed, pair.name), pair.notebook)
+            write(clean(executed), pair.notebook)
         yield pair, needed
 
 

@@ -68,7 +68,7 @@ def pictures(subject: Subject) -> Iterator[Finding]:
             yield subject.finding(
                 number, "blind-output", "nbval compares nothing of this: print it, or give it text"
             )
-        if VIEW in data and not text_of(output).startswith("Widget: "):
+        if VIEW in data:
             yield subject.finding(number, "alt-text", "a bare widget: use figures.show_widget")
 
 

@@ -53,7 +53,7 @@ def run(notebook: NotebookNode, folder: Path, name: str) -> NotebookNode:
         km=manager,
         timeout=CELL_TIMEOUT,
         record_timing=False,
-        store_widget_state=True,
+        store_widget_state=False,
         coalesce_streams=True,
         extra_arguments=["--IPKernelApp.log_level=ERROR"],  # its warnings are not for a reader
         resources={"metadata": {"path": str(folder)}},

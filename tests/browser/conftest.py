@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from labkit.lab import lab_command, lab_environment
 from labkit.notebooks.running import fresh_learner
 from labkit.notebooks.source import NOTEBOOKS
 
@@ -70,14 +71,19 @@ def lab(lab_root, tmp_path_factory) -> Iterator[str]:
     state = tmp_path_factory.mktemp("state")
     port, log = free_port(), state / "lab.log"
     with fresh_learner() as environment, log.open("w") as output:
-        environment |= {
+        environment = lab_environment(environment) | {
+            "JUPYTER_TOKEN": TOKEN,
             "JUPYTER_CONFIG_DIR": str(state / "config"),
             "JUPYTER_DATA_DIR": str(state / "data"),
             "JUPYTERLAB_SETTINGS_DIR": str(state / "settings"),
             "JUPYTERLAB_WORKSPACES_DIR": str(state / "workspaces"),
         }
         server = subprocess.Popen(
-            lab_command(lab_root, port), env=environment, stdout=output, stderr=subprocess.STDOUT
+            lab_command(lab_root, port, ["--no-browser"]),
+            cwd=lab_root,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
         )
         try:
             address = f"http://127.0.0.1:{port}"

@@ -68,6 +68,16 @@ def test_a_widget_keeps_its_view_and_gains_a_text(shown):
     figures.show_widget(ipywidgets.IntSlider(), "A slider for the bits.")
     assert shown[0]["text/plain"] == "Widget: A slider for the bits."
     assert "application/vnd.jupyter.widget-view+json" in shown[0]
+    assert "text/html" not in shown[0]
+
+
+def test_a_widget_that_cannot_be_drawn_is_stood_for_by_its_picture(shown):
+    import ipywidgets
+
+    picture = figures.to_html(drawn(), ALT)
+    inner = ipywidgets.VBox([ipywidgets.HTML("<b>words</b>"), ipywidgets.HTML(picture)])
+    figures.show_widget(ipywidgets.HBox([ipywidgets.IntSlider(), inner]), "A slider and a line.")
+    assert shown[0]["text/html"] == picture
 
 
 def test_levels_are_drawn_where_they_are():

@@ -1,17 +1,17 @@
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
 
+import nbformat
 import pytest
 
 from labkit.notebooks.__main__ import main
 from labkit.notebooks.build import build, write
-from labkit.notebooks.cleaning import STATE, VIEW, text_of
+from labkit.notebooks.cleaning import VIEW, clean, text_of
 
 
 def test_a_built_notebook_holds_outputs_and_nothing_of_this_run(sample):
@@ -21,23 +21,25 @@ def test_a_built_notebook_holds_outputs_and_nothing_of_this_run(sample):
     said = "".join(text_of(output) for cell in code for output in cell.outputs)
     assert "no guess kept; measured: " in said
     assert "00.1 Memory of the weights: not attempted" in said
-    assert set(notebook.metadata) == {"kernelspec", "labkit", "language_info", "widgets"}
+    assert set(notebook.metadata) == {"kernelspec", "labkit", "language_info"}
     assert "version" not in notebook.metadata.language_info
     assert str(sample.source.parent.parent) not in sample.notebook.read_text()
 
 
-def test_every_visible_widget_has_its_state(sample):
-    notebook = sample.read()
-    state = notebook.metadata.widgets[STATE]["state"]
-    views = [
-        output.data[VIEW]["model_id"]
-        for cell in notebook.cells
-        for output in cell.get("outputs", [])
-        if VIEW in output.get("data", {})
-    ]
-    assert len(views) == 2 and set(views) <= set(state)
-    text = json.dumps(state)
-    assert text.count("IPY_MODEL_") == sum(f"IPY_MODEL_{m}" in text for m in state) > 0
+def test_a_widget_is_kept_as_its_text_and_its_picture(sample):
+    outputs = [o for cell in sample.read().cells for o in cell.get("outputs", [])]
+    kept = [o.data for o in outputs if text_of(o).startswith("Widget: ")]
+    assert [set(data) for data in kept] == [{"text/plain"}, {"text/plain", "text/html"}]
+    assert 'alt="A line that rises to 3."' in kept[1]["text/html"]
+
+
+def test_a_widget_without_a_text_stays_for_the_lint_to_find():
+    data = {VIEW: {"model_id": "abc"}, "text/plain": "IntSlider(value=3)"}
+    cell = nbformat.v4.new_code_cell(outputs=[nbformat.v4.new_output("display_data", data)])
+    notebook = nbformat.v4.new_notebook(
+        cells=[cell], metadata={"language_info": {"name": "python"}}
+    )
+    assert VIEW in clean(notebook).cells[0].outputs[0].data
 
 
 def test_a_second_build_gives_the_same_file_but_for_ignored_outputs(sample):
