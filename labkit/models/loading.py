@@ -77,6 +77,19 @@ def _check_folder(folder: Path) -> None:
         )
 
 
+def _require_whole(source: str, found: dict[str, object]) -> None:
+    """transformers fills tensors that a checkpoint lacks with random numbers; that is no model."""
+    for what, key in (("lacks", "missing_keys"), ("has of another shape", "mismatched_keys")):
+        names = sorted(map(str, found.get(key) or ()))
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise ModelError(
+                f"the checkpoint {what} {', '.join(names[:3])}{more}",
+                where=source,
+                remedy="Fetch or convert it again; config.json and weights must belong together.",
+            )
+
+
 def _from_transformers(
     source: str, dtype: str, *, local: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -89,7 +102,10 @@ def _from_transformers(
         "trust_remote_code": False,
     }
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, **options)
+        model, found = AutoModelForCausalLM.from_pretrained(
+            source, use_safetensors=True, output_loading_info=True, **options
+        )
+        _require_whole(source, found)
         # Converted here: the argument for it has another name in transformers 4 than in 5.
         model = model.to(getattr(torch, dtype))
         return model, AutoTokenizer.from_pretrained(source, **options)

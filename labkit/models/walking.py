@@ -51,10 +51,8 @@ def weight_matrix(layer: nn.Module) -> Tensor:
     return weight.T if type(layer).__name__ == "Conv1D" else weight
 
 
-@torch.inference_mode()
-def capture_inputs(
-    model: nn.Module, token_ids: Tensor, names: Iterable[str]
-) -> dict[str, Tensor]:
+@torch.no_grad()  # not inference_mode: learners may differentiate through what they get
+def capture_inputs(model: nn.Module, token_ids: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
     """What flows into the named layers: name -> float32 [tokens, in].
 
     `token_ids`: int64 [sequences, length] (or [length]). Raises ModelError for an unknown name.

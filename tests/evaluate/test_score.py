@@ -1,0 +1,103 @@
+"""`labkit score`: the shape of its answer, the order of its rows, and refusals said aloud."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from labkit.core.scheme import QuantScheme
+from labkit.data.tasks import TASKS
+from labkit.evaluate import score_command
+from labkit.evaluate.score import Effort, Entry, ScoreRow, entries, score
+from labkit.evaluate.score_chart import score_chart
+from labkit.evaluate.score_table import score_table
+from labkit.models import load
+
+TINY = Effort(tokens=256, questions=4)
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return load("reference-lm")
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(score_command, "Effort", lambda: TINY)
+    chosen = [entries()[0], entries()[2], entries()[-1]]
+    monkeypatch.setattr(score_command, "entries", lambda everything: chosen)
+    return chosen
+
+
+def test_rows_cover_bits_and_granularities_with_fp32_first():
+    labels = [entry.label for entry in entries()]
+    assert labels[0] == "FP32" and len(labels) == 13 == len(set(labels))
+    for bits in (8, 4, 3, 2):
+        for granularity in ("tensor", "channel", "group 64"):
+            assert f"RTN int{bits} sym {granularity}" in labels
+    everything = [entry.label for entry in entries(everything=True)]
+    assert set(labels) < set(everything) and len(everything) == len(set(everything))
+
+
+def test_json(quick, monkeypatch):
+    monkeypatch.setenv("LABKIT_MODEL", "reference-lm")
+    result = CliRunner().invoke(score_command.app, ["--json"])
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)["rows"]
+    assert [row["method"] for row in rows] == [entry.label for entry in quick]
+    for row in rows:
+        assert set(row) == {"method", "bits_per_weight", "megabytes", "perplexity", "tasks"}
+        assert set(row["perplexity"]) == {"stdlib-prose", "stdlib-code"}
+        assert set(row["tasks"]) == set(TASKS)
+    assert rows[0]["bits_per_weight"] == 32
+    assert rows[0]["megabytes"] > rows[1]["megabytes"] > rows[2]["megabytes"]
+
+
+def test_table_and_chart(quick, tmp_path, monkeypatch):
+    monkeypatch.setenv("LABKIT_MODEL", "reference-lm")
+    path = tmp_path / "chart.png"
+    result = CliRunner().invoke(score_command.app, ["--chart", str(path)])
+    assert result.exit_code == 0, result.output
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert "FP32" in result.stdout
+
+
+def test_a_missing_model_is_an_error_not_a_traceback():
+    result = CliRunner().invoke(score_command.app, ["--model", "./nowhere"])
+    assert result.exit_code == 1 and "nowhere" in result.output
+
+
+def test_a_refused_method_is_reported_and_the_rest_goes_on(loaded):
+    bad = Entry("odd group", "rtn", QuantScheme(4, granularity="group", group_size=100))
+    results = [result for _, result in score(*loaded, [bad, entries()[0]], TINY)]
+    assert "100" in str(results[0]) and not isinstance(results[0], ScoreRow)
+    assert isinstance(results[1], ScoreRow)
+
+
+def test_quantization_matters(loaded):
+    """What the course is built on: 8 bits a row are harmless, 4 bits a matrix are not."""
+    wanted = {"FP32", "RTN int8 sym channel", "RTN int4 sym tensor", "RTN int2 sym channel"}
+    chosen = [entry for entry in entries() if entry.label in wanted]
+    rows = {e.label: row for e, row in score(*loaded, chosen, Effort(2048, 256, 50))}
+    mean = {label: sum(row.perplexity.values()) for label, row in rows.items()}
+    assert mean["RTN int8 sym channel"] < 1.01 * mean["FP32"]
+    assert mean["RTN int4 sym tensor"] > 1.05 * mean["FP32"]
+    assert mean["RTN int2 sym channel"] > 2 * mean["FP32"]
+
+
+def _row(method, bits, value):
+    return ScoreRow(method, bits, bits, {"a": value, "b": value}, {"t": 1 / value})
+
+
+def test_table_shows_differences_from_the_first_row():
+    rows = [_row("FP32", 32, 2.0), _row("RTN int4 sym channel", 4, 2.5)]
+    table = score_table(rows, "title")
+    cells = list(table.columns[3].cells)
+    assert cells == ["2.00", "2.50 (+0.50)"]
+    assert list(table.columns[5].cells) == ["50 %", "40 % (-10)"]
+
+
+def test_chart_draws_each_row_at_its_bits():
+    rows = [_row("FP32", 32, 2.0), _row("RTN int4 sym channel", 4.5, 2.5)]
+    left = score_chart(rows).axes[0]
+    assert [(4.5, 2.5)] == [tuple(point) for point in left.lines[0].get_xydata()]
