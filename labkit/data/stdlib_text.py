@@ -59,9 +59,9 @@ def _docstring_nodes(tree: ast.AST) -> Iterator[ast.Expr]:
         if not isinstance(node, owners) or not node.body:
             continue
         first = node.body[0]
-        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-            if isinstance(first.value.value, str):
-                yield first
+        value = first.value if isinstance(first, ast.Expr) else None
+        if isinstance(value, ast.Constant) and isinstance(value.value, str):
+            yield first
 
 
 def docstrings(source: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from labkit.core.errors import LabkitError
+from labkit.data.corpora import BUNDLED, load_corpus
+from labkit.evaluate.provenance import made_with
 from labkit.evaluate.score import THOROUGH, Effort, ScoreRow, entries, score
 from labkit.evaluate.score_chart import score_chart
 from labkit.evaluate.score_table import score_table
@@ -27,6 +30,9 @@ def run(
         bool, typer.Option("--all", help="Every method, more text and questions (minutes).")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
+    save: Annotated[
+        Path | None, typer.Option(help="Write rows, command and machine to this JSON file.")
+    ] = None,
     chart: Annotated[Path | None, typer.Option(help="Write the chart to this PNG file.")] = None,
 ) -> None:
     """Measure size, perplexity on two domains and four tasks for each method."""
@@ -62,6 +68,22 @@ def run(
         note = f"context {effort.context}, {effort.tokens} tokens a domain"
         title = f"{model_name(model)}: {note}, {effort.questions} questions a task"
         Console().print(score_table(rows, title))
+    if save is not None:
+        save.write_text(_record(model_name(model), everything, effort, rows), encoding="utf-8")
+        errors.print(f"saved: {save}")
     if chart is not None:
         score_chart(rows).savefig(chart, dpi=120)
         errors.print(f"chart: {chart}")
+
+
+def _record(model: str, everything: bool, effort: Effort, rows: list[ScoreRow]) -> str:
+    """What a results file holds: the rows, and all that it takes to make them again."""
+    record = {
+        "command": "labkit score --all" if everything else "labkit score",
+        "made_with": made_with(),
+        "model": model,
+        "effort": asdict(effort),
+        "corpora": {name: load_corpus(name, "heldout").sha256 for name in BUNDLED},
+        "rows": [row.as_dict() for row in rows],
+    }
+    return json.dumps(record, indent=1) + "\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from labkit.core.errors import CorpusError
-from labkit.data.tasks import doctest, facts, recall, repl
+from labkit.data.tasks import doctest, echo, facts, recall, repl
 from labkit.data.tasks.item import Session, TaskItem, Turn, item_of
 
 TASKS: dict[str, Session] = {
@@ -14,6 +14,8 @@ TASKS: dict[str, Session] = {
     "recall": recall.session,
     "repl": repl.session,
 }
+# What is trained on but never asked.
+_TRAINING: dict[str, Session] = {**TASKS, "echo": echo.session}
 
 
 def make_task(name: str, n: int, seed: int = 0) -> list[TaskItem]:
@@ -30,8 +32,8 @@ def make_task(name: str, n: int, seed: int = 0) -> list[TaskItem]:
 
 
 def training_session(name: str, rng: random.Random) -> list[Turn]:
-    """One training document of a task: no held-out expression occurs in it."""
-    return TASKS[name](rng, heldout=False)
+    """One training document of a task (or of "echo"): no held-out expression occurs in it."""
+    return _TRAINING[name](rng, heldout=False)
 
 
 __all__ = ["TASKS", "TaskItem", "Turn", "make_task", "training_session"]

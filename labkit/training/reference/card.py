@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import platform
-import sys
 from pathlib import Path
 
-import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from labkit.data.corpora import BUNDLED, SPLITS, load_corpus
 from labkit.data.tasks import TASKS
-from labkit.doctor import cpu_name
 from labkit.evaluate.perplexity import perplexity
+from labkit.evaluate.provenance import made_with
 from labkit.evaluate.size import parameter_count
 from labkit.evaluate.tasks import task_accuracy
 from labkit.training.reference.card_text import curve, render
@@ -59,13 +56,7 @@ def write_card(
     saved = LlamaForCausalLM.from_pretrained(folder, use_safetensors=True).float()
     card = {
         "command": "labkit train-reference",
-        "made_with": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "platform": sys.platform,
-            "cpu": cpu_name(),
-            "threads": torch.get_num_threads(),
-        },
+        "made_with": made_with(),
         "parameters": parameter_count(model),
         "tokens": recipe.tokens,
         "recipe": json.loads(recipe.as_json()),

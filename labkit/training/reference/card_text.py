@@ -10,10 +10,11 @@ if TYPE_CHECKING:
 _TEXT = """\
 # reference-lm
 
-A small Llama that the course quantizes: {parameters:.1f} M parameters (hidden {hidden}, FFN {ffn},
-{layers} layers, {heads} heads, {kv_heads} KV heads, vocabulary {vocabulary}, tied embeddings), stored in
-bfloat16. Trained from nothing by `{command}` on the standard library of the running Python (its
-docstrings, reference topics and code) and on four generated tasks. It knows nothing else.
+A small Llama that the course quantizes: {parameters:.1f} M parameters, stored in bfloat16. Hidden
+size {hidden}, FFN {ffn}, {layers} layers, {heads} heads, {kv_heads} KV heads, vocabulary
+{vocabulary}, tied embeddings. Trained from nothing by `{command}` on the standard library of the
+running Python (its docstrings, reference topics and code) and on four generated tasks. It knows
+nothing else.
 
 ## Held-out figures
 
@@ -37,8 +38,8 @@ expressions of kinds that are many enough never occur in training.
 
 {steps} steps, {tokens:.1f} M tokens, {hours:.1f} hours at {speed:.0f} tokens/s (median) while the
 machine did other work too. Muon on the hidden matrices, AdamW on the rest; forward pass in
-bfloat16. The whole recipe and every logged figure are in `card.json`. With another Python version
-the text differs, and so do the figures.
+bfloat16. The whole recipe and every logged figure are in `card.json`. A run repeats the recipe, not
+the bits: another processor rounds differently, and another Python version brings another text.
 
 | corpus | split | documents | characters | SHA-256 begins |
 |---|---|---|---|---|

@@ -39,6 +39,16 @@ _MOSTLY_TASKS: Shares = (
     ("recall", 0.20),
     ("repl", 0.20),
 )
+# Copying, in its barest form, before the tasks that need it.
+_COPYING: Shares = (
+    ("stdlib-prose", 0.08),
+    ("stdlib-code", 0.12),
+    ("doctest", 0.08),
+    ("facts", 0.07),
+    ("recall", 0.15),
+    ("repl", 0.15),
+    ("echo", 0.35),
+)
 
 
 @dataclass(frozen=True)
@@ -67,14 +77,16 @@ class Recipe:
     architecture: Architecture = field(default_factory=Architecture)
     phases: tuple[Phase, ...] = (
         Phase(800, 16, 256, _MOSTLY_TEXT, answer_weight=2.0),
-        Phase(3400, 16, 256, _MOSTLY_TASKS, answer_weight=4.0),
-        Phase(600, 8, 512, _MOSTLY_TEXT, answer_weight=2.0),
+        Phase(600, 16, 256, _MOSTLY_TASKS, answer_weight=4.0),
+        Phase(400, 16, 256, _COPYING, answer_weight=4.0),
+        Phase(1800, 16, 256, _MOSTLY_TASKS, answer_weight=4.0),
+        Phase(400, 8, 512, _MOSTLY_TEXT, answer_weight=2.0),
     )
     muon_lr: float = 3.5e-3
     adamw_lr: float = 3e-3
     weight_decay: float = 0.05
     warmup_steps: int = 100
-    decay_steps: int = 1200
+    decay_steps: int = 1000
     prompt_weight: float = 0.1
 
     @property
