@@ -100,4 +100,4 @@ def test_table_shows_differences_from_the_first_row():
 def test_chart_draws_each_row_at_its_bits():
     rows = [_row("FP32", 32, 2.0), _row("RTN int4 sym channel", 4.5, 2.5)]
     left = score_chart(rows).axes[0]
-    assert [(4.5, 2.5)] == [tuple(point) for point in left.lines[0].get_xydata()]
+    assert left.lines[0].get_xydata().tolist() == [[4.5, 2.5]]

@@ -53,7 +53,7 @@ def test_captured_inputs_reproduce_the_outputs(family):
 
 
 def test_quantizing_leaves_the_original_alone_and_reports_each_layer(family):
-    model, per_block = family
+    model, _ = family
     before = {name: layer.weight.detach().clone() for name, layer in linear_layers(model).items()}
     copy, reports = quantize_model(model, QuantScheme(4, granularity="channel"))
     for name, layer in linear_layers(model).items():
