@@ -7,14 +7,16 @@ its cell is run.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import nbformat
 from nbformat import NotebookNode
 
 VIEW = "application/vnd.jupyter.widget-view+json"
-WIDGET_TEXT = "Widget: "
 KEPT_METADATA = ("kernelspec", "labkit", "language_info")
+DEFAULT_REPR = re.compile(r"[A-Z]\w*\(.*\)", re.DOTALL)
+"""How ipywidgets describe themselves, as in IntSlider(value=3): no text for a reader."""
 
 
 def clean(notebook: NotebookNode) -> NotebookNode:
@@ -28,8 +30,8 @@ def clean(notebook: NotebookNode) -> NotebookNode:
         cell.metadata = {"tags": cell.metadata.tags} if "tags" in cell.metadata else {}
         for output in cell.get("outputs", []):
             # A widget without a text keeps its view: the lint finds it there.
-            if text_of(output).startswith(WIDGET_TEXT):
-                output.data.pop(VIEW, None)
+            if not DEFAULT_REPR.fullmatch(text_of(output)):
+                output.get("data", {}).pop(VIEW, None)
     return notebook
 
 

@@ -7,25 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from labkit.notebooks.running import fresh_learner
+from labkit.notebooks.running import OTHER_CPU, fresh_learner
 from labkit.notebooks.source import Pair
 
 CELL_TIMEOUT = 120
 SANITIZE = "nbval_sanitize.cfg"
-
-OTHER_CPU = {
-    # One thread and the oldest instructions that each library can fall back to: sums are
-    # taken in another order, as on somebody else's machine.
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "NUMBA_NUM_THREADS": "1",
-    "ATEN_CPU_CAPABILITY": "default",
-    "ONEDNN_MAX_CPU_ISA": "SSE41",
-    "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
-    "OPENBLAS_CORETYPE": "Nehalem",
-    "NUMBA_CPU_NAME": "generic",
-    "NUMBA_CPU_FEATURES": "",
-}
 
 
 def command(notebooks: Sequence[Path], folder: Path) -> list[str]:

@@ -48,11 +48,6 @@ class Subject:
         return Finding(self.name, cell, rule, message)
 
 
-def tags(cell: NotebookNode) -> list[str]:
-    """The cell's tags."""
-    return list(cell.metadata.get("tags", []))
-
-
 EMOJI = re.compile(
     "[\U0001f000-\U0001faff\u2600-\u26ff\u2700-\u2712\u2714-\u2716\u2718-\u27bf\ufe0f\u2b50\u2b55]"
 )

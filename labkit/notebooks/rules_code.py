@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from nbformat import NotebookNode
 
 from labkit.course.registry import chapter_modules, exercises_of
-from labkit.notebooks.findings import Finding, Subject, tags
-from labkit.notebooks.solving import exercise_of
+from labkit.notebooks.findings import Finding, Subject
+from labkit.notebooks.solving import exercise_of, tags
 
 CODE_LINES = 20
 FEWEST_EXERCISES = 4
@@ -72,7 +72,7 @@ def exercises(subject: Subject) -> Iterator[Finding]:
     present = []
     cells = subject.notebook.cells
     for number, cell in subject.cells("code"):
-        exercise_id, checked = exercise_of(tags(cell)), _checked(cell)
+        exercise_id, checked = exercise_of(cell), _checked(cell)
         if checked != ([exercise_id] if exercise_id else []):
             yield subject.finding(
                 number, "exercise", f"tag for {exercise_id}, check of {', '.join(checked) or None}"

@@ -13,7 +13,8 @@ from nbformat import NotebookNode
 
 from labkit.course.figures import FEWEST_ALT_WORDS
 from labkit.notebooks.cleaning import VIEW, text_of
-from labkit.notebooks.findings import Finding, Subject, emoji_in, tags
+from labkit.notebooks.findings import Finding, Subject, emoji_in
+from labkit.notebooks.solving import tags
 
 MOST_BYTES = 1_500_000
 ADDRESS = re.compile(r"\bat 0x[0-9a-fA-F]{6,}")

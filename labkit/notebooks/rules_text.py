@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from labkit.notebooks.findings import Finding, Subject, emoji_in, tags
+from labkit.notebooks.findings import Finding, Subject, emoji_in
+from labkit.notebooks.solving import tags
 
 TEXT_WORDS, STATEMENT_WORDS, ANSWER_WORDS = 60, 120, 180
 FEWEST_INTERVIEW_CELLS = 3

@@ -41,8 +41,26 @@ def fresh_learner() -> Iterator[dict[str, str]]:
         yield {key: value for key, value in os.environ.items() if key not in foreign} | mine
 
 
-def run(notebook: NotebookNode, folder: Path, name: str) -> NotebookNode:
+OTHER_CPU = {
+    # One thread and no AVX-512: sums are taken in another order, as on somebody else's machine.
+    **{f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "NUMBA")},
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    "OPENBLAS_CORETYPE": "Haswell",
+    "NUMBA_CPU_NAME": "generic",
+    "NUMBA_CPU_FEATURES": "",
+}
+
+
+def run(notebook: NotebookNode, folder: Path, name: str, other_cpu: bool = False) -> NotebookNode:
     """Execute every cell with `folder` as working directory; outputs land in `notebook`.
+
+    Args:
+        notebook: changed in place.
+        folder: the notebook's own, for the paths it uses.
+        name: what to call it in an error.
+        other_cpu: imitate a smaller, older machine.
 
     Raises:
         NotebookError: a cell raised, took longer than CELL_TIMEOUT, or killed its kernel.
@@ -60,7 +78,7 @@ def run(notebook: NotebookNode, folder: Path, name: str) -> NotebookNode:
     )
     with fresh_learner() as environment:
         try:
-            return client.execute(env=environment)
+            return client.execute(env=environment | (OTHER_CPU if other_cpu else {}))
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
             raise NotebookError(
                 f"a cell failed:\n{error}", name, "Nothing was written; mend the source."

@@ -34,7 +34,7 @@ def test_a_widget_is_kept_as_its_text_and_its_picture(sample):
 
 
 def test_a_widget_without_a_text_stays_for_the_lint_to_find():
-    data = {VIEW: {"model_id": "abc"}, "text/plain": "IntSlider(value=3)"}
+    data = {VIEW: {"model_id": "abc"}, "text/plain": "VBox(children=(Text(value='a\\nb'),))"}
     cell = nbformat.v4.new_code_cell(outputs=[nbformat.v4.new_output("display_data", data)])
     notebook = nbformat.v4.new_notebook(
         cells=[cell], metadata={"language_info": {"name": "python"}}

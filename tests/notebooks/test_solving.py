@@ -1,15 +1,16 @@
 from __future__ import annotations
 
+import nbformat
 import pytest
 
 from labkit.notebooks.__main__ import main
 from labkit.notebooks.errors import NotebookError
-from labkit.notebooks.solving import SolvedCheck, exercise_of, solve
+from labkit.notebooks.solving import SolvedCheck, changed, exercise_of, solve
 
 
-def test_with_the_solution_in_place_the_check_passes(sample, capsys):
+def test_with_the_solution_in_place_the_check_passes_and_nothing_else_changes(sample, capsys):
     before = sample.notebook.read_bytes()
-    assert main(["solve", "--folder", str(sample.notebook.parent)]) == 0
+    assert main(["solve", "--folder", str(sample.notebook.parent), "--other-cpu"]) == 0
     assert capsys.readouterr().out == "00.1 Memory of the weights: passed\n"
     assert sample.notebook.read_bytes() == before
 
@@ -34,6 +35,29 @@ def test_only_a_passed_check_counts(verdict, passed):
     assert SolvedCheck("00.1", verdict).passed is passed
 
 
+def code_cell(text, *tags, source="print(answer)"):
+    output = nbformat.v4.new_output("stream", name="stdout", text=text)
+    return nbformat.v4.new_code_cell(source, outputs=[output], metadata={"tags": list(tags)})
+
+
+@pytest.mark.parametrize(
+    ("tags", "source", "seen"),
+    [
+        ((), "print(answer)", True),
+        (("nbval-ignore-output",), "print(answer)", False),
+        (("exercise-00.1",), "check()", False),
+        ((), "course_progress()", False),
+    ],
+)
+def test_an_output_that_depends_on_the_answer_is_seen(tags, source, seen):
+    before, after = (
+        nbformat.v4.new_notebook(cells=[code_cell(text, *tags, source=source)])
+        for text in ("None\n", "42\n")
+    )
+    assert changed(before, before) == []
+    assert bool(changed(after, before)) is seen
+
+
 def test_the_exercise_is_read_from_the_tag():
-    assert exercise_of(["nbval-ignore-output", "exercise-02.1"]) == "02.1"
-    assert exercise_of(["exercise-text"]) is None
+    assert exercise_of(code_cell("", "nbval-ignore-output", "exercise-02.1")) == "02.1"
+    assert exercise_of(code_cell("", "exercise-text")) is None
