@@ -10,7 +10,7 @@ from pathlib import Path
 from labkit.notebooks.build import build
 from labkit.notebooks.comparing import compare
 from labkit.notebooks.errors import NotebookError
-from labkit.notebooks.lint import lint
+from labkit.notebooks.lint import lint, lint_source
 from labkit.notebooks.solving import changed, checks, solve
 from labkit.notebooks.source import NOTEBOOKS, Pair, pairs
 
@@ -22,7 +22,8 @@ def _build(chosen: list[Pair], options: argparse.Namespace) -> int:
 
 
 def _lint(chosen: list[Pair], options: argparse.Namespace) -> int:
-    findings = [finding for pair in chosen for finding in lint(pair)]
+    look = lint_source if options.source else lint
+    findings = [finding for pair in chosen for finding in look(pair)]
     for finding in findings:
         print(finding)
     print(f"{len(chosen)} notebooks, {len(findings)} findings")
@@ -64,6 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.add_argument("--folder", type=Path, default=NOTEBOOKS, help=argparse.SUPPRESS)
         if name == "build":
             command.add_argument("--force", action="store_true", help="build what is in step too")
+        if name == "lint":
+            command.add_argument("--source", action="store_true", help="without built notebooks")
         if name in ("check", "solve"):
             command.add_argument("--other-cpu", action="store_true", help="one thread, no AVX-512")
     options = parser.parse_args(arguments)

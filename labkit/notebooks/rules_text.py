@@ -32,9 +32,9 @@ def prose(markdown: str) -> str:
 
 def header(subject: Subject) -> Iterator[Finding]:
     """The first cell says what one will be able to do, how long it takes, what comes before."""
-    first = subject.notebook.cells[0]
-    if first.cell_type != "markdown":
-        yield subject.finding(0, "header", "the first cell must be the header")
+    first = next(iter(subject.notebook.cells), None)
+    if first is None or first.cell_type != "markdown":
+        yield subject.finding(None, "header", "the first cell must be the header")
         return
     needed = {
         f"a title `# {subject.chapter} · ...`": rf"\A# {subject.chapter} · \S",
@@ -103,7 +103,9 @@ def links(subject: Subject) -> Iterator[Finding]:
             local = target.split("#")[0]
             if ":" in target or not local:
                 continue
-            if not (subject.path.parent / local).exists():
+            file = subject.path.parent / local
+            source = file.parent / "source" / f"{file.stem}.py"  # of a notebook not built yet
+            if not file.exists() and not (file.suffix == ".ipynb" and source.exists()):
                 yield subject.finding(number, "link", f"{target} does not exist")
         if re.search(r"<img(?![^>]*\balt=\"[^\"]+\")", cell.source):
             yield subject.finding(number, "alt-text", "an <img> without alt text")

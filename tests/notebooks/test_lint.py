@@ -251,3 +251,14 @@ def test_the_command_names_place_and_rule(sample, capsys):
     printed = capsys.readouterr().out
     assert "00_sample, cell 3: 61 words; 60 at most [text-length]" in printed
     assert "[in-step]" in printed
+
+
+def test_a_source_can_be_looked_at_before_it_is_built(sample, capsys):
+    sample.notebook.unlink()
+    command = ["lint", "--source", "--folder", str(sample.notebook.parent)]
+    assert main(command) == 0
+    assert main([word for word in command if word != "--source"]) == 1
+    assert "never built" in capsys.readouterr().err
+    sample.source.write_text("")
+    assert main(command) == 1
+    assert "the first cell must be the header" in capsys.readouterr().out
