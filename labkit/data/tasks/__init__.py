@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from labkit.core.errors import CorpusError
-from labkit.data.tasks import doctest, echo, facts, recall, repl
+from labkit.data.tasks import doctest, echo, facts, recall, repl, sums
 from labkit.data.tasks.item import Session, TaskItem, Turn, item_of
 
 TASKS: dict[str, Session] = {
@@ -15,7 +15,7 @@ TASKS: dict[str, Session] = {
     "repl": repl.session,
 }
 # What is trained on but never asked.
-_TRAINING: dict[str, Session] = {**TASKS, "echo": echo.session}
+_TRAINING: dict[str, Session] = {**TASKS, "echo": echo.session, "sums": sums.session}
 
 
 def make_task(name: str, n: int, seed: int = 0) -> list[TaskItem]:
@@ -32,7 +32,7 @@ def make_task(name: str, n: int, seed: int = 0) -> list[TaskItem]:
 
 
 def training_session(name: str, rng: random.Random) -> list[Turn]:
-    """One training document of a task (or of "echo"): no held-out expression occurs in it."""
+    """One training document of a task (or of a drill): no held-out expression occurs in it."""
     return _TRAINING[name](rng, heldout=False)
 
 

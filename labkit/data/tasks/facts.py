@@ -41,8 +41,12 @@ def world() -> dict[str, dict[str, str]]:
     return {name: {key: rng.choice(values) for key, values in VALUES.items()} for name in NAMES}
 
 
-def _question(rng: random.Random) -> Turn:
-    name, attribute = rng.choice(NAMES), rng.choice(list(VALUES))
+def _fact(rng: random.Random) -> tuple[str, str]:
+    """A name and an attribute."""
+    return rng.choice(NAMES), rng.choice(list(VALUES))
+
+
+def _question(rng: random.Random, name: str, attribute: str) -> Turn:
     answer = world()[name][attribute]
     options = rng.sample([value for value in VALUES[attribute] if value != answer], 3)
     position = rng.randrange(4)
@@ -52,16 +56,25 @@ def _question(rng: random.Random) -> Turn:
     return Turn(f"Question: {question}\n{listed}Answer:", f" {LETTERS[position]}\n", attribute)
 
 
-def _statement(rng: random.Random) -> Turn:
-    name, attribute = rng.choice(NAMES), rng.choice(list(VALUES))
+def _statement(name: str, attribute: str) -> Turn:
     value = world()[name][attribute]
     before, after = _STATEMENT[attribute].split(" {value}")
     return Turn(before.format(name=name), f" {value}{after}\n", attribute)
 
 
 def session(rng: random.Random, *, heldout: bool) -> list[Turn]:
-    """Statements and questions for training; one question alone for evaluation."""
+    """One question alone for evaluation; statements, questions, or both for training.
+
+    A statement right before its question shows how a value is matched to a letter; the question
+    alone then has to recall the value first.
+    """
     if heldout:
-        return [_question(rng)]
-    make = _statement if rng.random() < 0.3 else _question
-    return [make(rng) for _ in range(rng.randint(1, 4))]
+        return [_question(rng, *_fact(rng))]
+    turns: list[Turn] = []
+    for _ in range(rng.randint(1, 4)):
+        fact, form = _fact(rng), rng.random()
+        if form < 0.5:
+            turns.append(_statement(*fact))
+        if form > 0.2:
+            turns.append(_question(rng, *fact))
+    return turns

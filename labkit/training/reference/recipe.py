@@ -49,6 +49,25 @@ _COPYING: Shares = (
     ("repl", 0.15),
     ("echo", 0.35),
 )
+# Tasks with drills for what learns slowest: carrying, and state.
+_DRILLS: Shares = (
+    ("stdlib-prose", 0.06),
+    ("stdlib-code", 0.10),
+    ("doctest", 0.22),
+    ("sums", 0.18),
+    ("facts", 0.14),
+    ("recall", 0.06),
+    ("repl", 0.24),
+)
+_EVERYTHING: Shares = (
+    ("stdlib-prose", 0.16),
+    ("stdlib-code", 0.24),
+    ("doctest", 0.20),
+    ("sums", 0.08),
+    ("facts", 0.10),
+    ("recall", 0.08),
+    ("repl", 0.14),
+)
 
 
 @dataclass(frozen=True)
@@ -79,14 +98,15 @@ class Recipe:
         Phase(800, 16, 256, _MOSTLY_TEXT, answer_weight=2.0),
         Phase(600, 16, 256, _MOSTLY_TASKS, answer_weight=4.0),
         Phase(400, 16, 256, _COPYING, answer_weight=4.0),
-        Phase(1800, 16, 256, _MOSTLY_TASKS, answer_weight=4.0),
-        Phase(400, 8, 512, _MOSTLY_TEXT, answer_weight=2.0),
+        Phase(200, 16, 256, _MOSTLY_TASKS, answer_weight=4.0),
+        Phase(1500, 16, 256, _DRILLS, answer_weight=4.0),
+        Phase(400, 8, 512, _EVERYTHING, answer_weight=2.0),
     )
     muon_lr: float = 3.5e-3
     adamw_lr: float = 3e-3
     weight_decay: float = 0.05
     warmup_steps: int = 100
-    decay_steps: int = 1000
+    decay_steps: int = 1200
     prompt_weight: float = 0.1
 
     @property
