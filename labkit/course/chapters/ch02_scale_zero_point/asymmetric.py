@@ -61,7 +61,7 @@ def _ends_within_half_a_step(trial: Trial) -> str | None:
 ASYMMETRIC = Exercise(
     id="02.2",
     title="Asymmetric parameters",
-    minutes=8,
+    minutes=6,
     difficulty=2,
     goal="choose scale and zero-point for any range",
     stub='''

@@ -59,7 +59,7 @@ def _within_half_a_step(trial: Trial) -> str | None:
 CODES = Exercise(
     id="02.3",
     title="Quantize",
-    minutes=8,
+    minutes=6,
     difficulty=2,
     goal="turn real numbers into codes",
     stub='''

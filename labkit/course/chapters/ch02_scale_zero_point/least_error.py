@@ -63,7 +63,7 @@ def _none_is_better(trial: Trial) -> str | None:
 BEST_THRESHOLD = Exercise(
     id="02.5",
     title="MSE observer",
-    minutes=10,
+    minutes=8,
     difficulty=3,
     goal="find the range with the least squared error",
     stub='''

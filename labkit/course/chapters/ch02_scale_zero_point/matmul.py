@@ -57,13 +57,12 @@ def _real_zeros_give_zero(trial: Trial) -> str | None:
 MATMUL = Exercise(
     id="02.6",
     title="Integer matmul with zero-points",
-    minutes=12,
+    minutes=10,
     difficulty=4,
     goal="multiply matrices on integers and correct for the zero-points afterwards",
     stub='''
     def integer_matmul(x_codes, x_zero, w_codes, w_zero):
         """sum_k (x_codes[t,k] - x_zero) * (w_codes[o,k] - w_zero[o,0]), integers [tokens, out]."""
-        product = x_codes.to(torch.int32) @ w_codes.to(torch.int32).T
         ...
     ''',
     solution='''

@@ -51,7 +51,7 @@ def _right_share_is_clipped(trial: Trial) -> str | None:
 PERCENTILE = Exercise(
     id="02.4",
     title="Percentile observer",
-    minutes=8,
+    minutes=6,
     difficulty=2,
     goal="find the range that clips a chosen share of the values",
     stub='''
