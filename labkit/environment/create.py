@@ -12,6 +12,7 @@ that tells make to skip all this is written last.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import platform
 import re
@@ -45,9 +46,10 @@ def stop(text: str) -> NoReturn:
 def make_venv(venv: Path) -> Path:
     """The path of a working Python in `venv`; one that a killed run left half-made is remade."""
     python = venv / "bin" / "python"
-    works = [str(python), "-m", "pip", "--version"]
-    if python.exists() and subprocess.run(works, capture_output=True, check=False).returncode == 0:
-        return python
+    with contextlib.suppress(OSError):  # not there, or not whole
+        works = [str(python), "-m", "pip", "--version"]
+        if subprocess.run(works, capture_output=True, check=False).returncode == 0:
+            return python
     say(f"creating {venv.name} with Python {platform.python_version()}")
     made = subprocess.run([sys.executable, "-m", "venv", "--clear", str(venv)], check=False)
     if made.returncode:
@@ -140,7 +142,8 @@ class Build:
             if now != shown:
                 say(f"{SLOW_BUILD}: {now}, waited {time.monotonic() - started:.0f} s")
                 shown = now
-            time.sleep(5)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout=5)
         if self.process.returncode:
             tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-25:])
             stop(
