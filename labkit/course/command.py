@@ -14,7 +14,9 @@ from labkit.course import progress, registry
 from labkit.course.exercise import Exercise
 
 app = typer.Typer(
-    no_args_is_help=True, help="Progress, and proof that the exercises can be trusted."
+    no_args_is_help=True,
+    add_completion=False,
+    help="Progress, and proof that the exercises can be trusted.",
 )
 Which = Annotated[
     str, typer.Argument(help='A chapter ("02") or an exercise ("02.1"); all without it.')
