@@ -35,7 +35,7 @@ lab: setup ## the course in JupyterLab (PORT=8888, LAB_ARGS="...")
 
 test: setup lint ## every test, every notebook compared with its outputs
 	$(PY) -m pytest tests
-	PYTHONPATH=tests/offline $(PY) -m labkit.notebooks check
+	PYTHONPATH=$(CURDIR)/tests/offline $(PY) -m labkit.notebooks check
 
 lint: setup ## ruff, mypy on labkit/core, the rules of the notebooks
 	$(PY) -m ruff check .
