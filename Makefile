@@ -33,7 +33,13 @@ lab: setup ## the course in JupyterLab (PORT=8888, LAB_ARGS="...")
 	@$(PY) -m labkit.doctor
 	@$(PY) -m labkit.lab
 
-test: setup lint ## every test, every notebook compared with its outputs
+# lm-evaluation-harness without its dependencies: only its window arithmetic is compared with ours.
+LM_EVAL := lm_eval==0.4.13
+$(VENV)/.lm-eval-ready: $(VENV)/.labkit-ready Makefile
+	$(PY) -m pip install -q --disable-pip-version-check --no-deps $(LM_EVAL)
+	@touch $@
+
+test: setup $(VENV)/.lm-eval-ready lint ## every test, every notebook compared with its outputs
 	$(PY) -m pytest tests
 	PYTHONPATH=$(CURDIR)/tests/offline $(PY) -m labkit.notebooks check
 
