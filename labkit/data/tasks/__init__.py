@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from labkit.core.errors import CorpusError
-from labkit.data.tasks import doctest, echo, facts, recall, repl, sums
+from labkit.data.tasks import doctest, echo, facts, recall, repl, state, sums
 from labkit.data.tasks.item import Session, TaskItem, Turn, item_of
 
 TASKS: dict[str, Session] = {
@@ -15,7 +15,12 @@ TASKS: dict[str, Session] = {
     "repl": repl.session,
 }
 # What is trained on but never asked.
-_TRAINING: dict[str, Session] = {**TASKS, "echo": echo.session, "sums": sums.session}
+_TRAINING: dict[str, Session] = {
+    **TASKS,
+    "echo": echo.session,
+    "state": state.session,
+    "sums": sums.session,
+}
 
 
 def make_task(name: str, n: int, seed: int = 0) -> list[TaskItem]:

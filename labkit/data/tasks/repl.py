@@ -11,7 +11,7 @@ import random
 from labkit.data.tasks.item import Turn
 from labkit.data.tasks.words import NOUNS
 
-_VARIABLES = tuple("abcknxyz")
+VARIABLES = tuple("abcknxyz")
 Value = int | str
 
 
@@ -26,7 +26,7 @@ class _Interpreter:
 
     def assign(self) -> Turn:
         rng = self.rng
-        target = rng.choice(_VARIABLES)
+        target = rng.choice(VARIABLES)
         if self.values and rng.random() < 0.2:
             source = rng.choice(sorted(self.values))
             self.values[target], text = self.values[source], source

@@ -49,8 +49,8 @@ _COPYING: Shares = (
     ("repl", 0.15),
     ("echo", 0.35),
 )
-# Tasks with drills for what learns slowest: carrying, and state.
-_DRILLS: Shares = (
+# Tasks with a drill for carrying; then less of that, and a drill for state.
+_SUMS: Shares = (
     ("stdlib-prose", 0.06),
     ("stdlib-code", 0.10),
     ("doctest", 0.22),
@@ -58,6 +58,16 @@ _DRILLS: Shares = (
     ("facts", 0.14),
     ("recall", 0.06),
     ("repl", 0.24),
+)
+_STATE: Shares = (
+    ("stdlib-prose", 0.05),
+    ("stdlib-code", 0.08),
+    ("doctest", 0.17),
+    ("sums", 0.05),
+    ("facts", 0.21),
+    ("recall", 0.04),
+    ("repl", 0.20),
+    ("state", 0.20),
 )
 _EVERYTHING: Shares = (
     ("stdlib-prose", 0.16),
@@ -99,7 +109,8 @@ class Recipe:
         Phase(600, 16, 256, _MOSTLY_TASKS, answer_weight=4.0),
         Phase(400, 16, 256, _COPYING, answer_weight=4.0),
         Phase(200, 16, 256, _MOSTLY_TASKS, answer_weight=4.0),
-        Phase(1500, 16, 256, _DRILLS, answer_weight=4.0),
+        Phase(200, 16, 256, _SUMS, answer_weight=4.0),
+        Phase(900, 16, 256, _STATE, answer_weight=4.0),
         Phase(400, 8, 512, _EVERYTHING, answer_weight=2.0),
     )
     muon_lr: float = 3.5e-3
