@@ -198,6 +198,9 @@ def main() -> None:
     venv = options.venv.resolve()
     started = time.monotonic()
     python = make_venv(venv)
+    # A killed or hung-up set-up ends like one stopped by Ctrl-C: its compilers end with it.
+    for signalled in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signalled, signal.default_int_handler)
     try:
         install(python, venv, options.constraints, requirements(options.environment))
     except KeyboardInterrupt:
