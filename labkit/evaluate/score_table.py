@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich import box
 from rich.table import Table
 
 from labkit.evaluate.score import ScoreRow
@@ -12,20 +13,21 @@ def _short(name: str) -> str:
 
 
 def _perplexity(value: float, base: float) -> str:
+    if value >= 1000:
+        return f"{value:.2g}"
     difference = value - base
-    if abs(difference) < 0.005:
-        return f"{value:.2f}"
-    return f"{value:.2f} ({difference:+.2f})" if value < 1000 else f"{value:.3g}"
+    return f"{value:.2f}" + (f" {difference:+.2f}" if abs(difference) >= 0.005 else "")
 
 
 def _accuracy(value: float, base: float) -> str:
     points = round(100 * (value - base))
-    return f"{100 * value:.0f} %" + (f" ({points:+d})" if points else "")
+    return f"{100 * value:.0f} %" + (f" {points:+d}" if points else "")
 
 
 def score_table(rows: list[ScoreRow], title: str) -> Table:
-    """One line a method; in brackets the difference from the first row, which is FP32."""
-    table = Table(title=title, caption="in brackets: difference from FP32; accuracy in points")
+    """One line a method; each figure is followed by its difference from the first row, FP32."""
+    caption = "after each figure: its difference from FP32 (accuracy in points)"
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1))
     base = rows[0]
     table.add_column("method", no_wrap=True)
     for heading in ["bits/w", "MB"]:

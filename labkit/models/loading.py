@@ -96,7 +96,9 @@ def _from_transformers(
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as hub_logging
 
+    hub_logging.disable_progress_bar()  # it would stand in every notebook's output
     options = {
         "local_files_only": local or os.environ.get("HF_HUB_OFFLINE") == "1",
         "trust_remote_code": False,

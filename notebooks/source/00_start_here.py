@@ -123,16 +123,20 @@ print(question.prompt, end="")
 print("right answer:", question.answer)
 
 # %% tags=["nbval-ignore-output"]
-for label, version in models.items():
-    print(f"{label:13} {continued(version, question.prompt, 4).splitlines()[:1]}")
+answers = {name: continued(version, question.prompt, 4) for name, version in models.items()}
+for label, answer in answers.items():
+    print(f"{label:13} {answer.splitlines()[:1]}")
+assert answers["INT8 channel"].splitlines()[:1] == answers["FP32"].splitlines()[:1]
 
 # %% [markdown]
 # And free text: the documentation of a function that does not exist.
 
 # %% tags=["nbval-ignore-output"]
 prompt = "Return the number of"
-for label, version in models.items():
-    print(f"{label}: {prompt}{continued(version, prompt, 30)!r}\n")
+texts = {name: continued(version, prompt, 30) for name, version in models.items()}
+for label, text in texts.items():
+    print(f"{label}:\n{prompt}{text}\n")
+assert texts["INT2 channel"] != texts["FP32"]
 
 # %% [markdown]
 # ## Measure it
@@ -156,10 +160,14 @@ Console(width=118, force_jupyter=False).print(score_table(rows, "Round-to-neares
 # %%
 mean = {row.method: sum(row.perplexity.values()) / 2 for row in rows}
 right = {row.method: sum(row.tasks.values()) / 4 for row in rows}
-fp32, group = mean["FP32"], "group 64"
-print("8 bits a row cost less than 1 %:", mean["RTN int8 sym channel"] < 1.01 * fp32)
-print("4 bits, finer is better:", mean[f"RTN int4 sym {group}"] < mean["RTN int4 sym tensor"])
-print("2 bits ruin the model:", mean["RTN int2 sym channel"] > 3 * fp32)
+claims = {
+    "8 bits a row cost less than 1 %": mean["RTN int8 sym channel"] < 1.01 * mean["FP32"],
+    "4 bits: finer is better": mean["RTN int4 sym group 64"] < mean["RTN int4 sym tensor"],
+    "2 bits ruin the model": mean["RTN int2 sym channel"] > 3 * mean["FP32"],
+}
+for claim, holds in claims.items():
+    print(f"{claim}: {holds}")
+assert all(claims.values())
 
 # %%
 SUSPECTS = {

@@ -93,8 +93,8 @@ def test_table_shows_differences_from_the_first_row():
     rows = [_row("FP32", 32, 2.0), _row("RTN int4 sym channel", 4, 2.5)]
     table = score_table(rows, "title")
     cells = list(table.columns[3].cells)
-    assert cells == ["2.00", "2.50 (+0.50)"]
-    assert list(table.columns[5].cells) == ["50 %", "40 % (-10)"]
+    assert cells == ["2.00", "2.50 +0.50"]
+    assert list(table.columns[5].cells) == ["50 %", "40 % -10"]
 
 
 def test_chart_draws_each_row_at_its_bits():

@@ -1,8 +1,8 @@
 """Facts: multiple choice over a synthetic world that only the training text describes.
 
 48 people, four attributes each, drawn once from a fixed seed. Nothing in a question gives the
-answer away: the model must have stored the fact, then match it to a letter. Questions are new in
-evaluation (other wrong options, other order); the facts are those of training.
+answer away: the model must have stored the fact to choose among four options of the same kind.
+Questions are new in evaluation (other wrong options, other order); the facts are those of training.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ _QUESTION = {
     "pet": "Which pet does {name} keep?",
     "colour": "Which colour does {name} like?",
 }
-LETTERS = "ABCD"
 
 
 @cache
@@ -49,11 +48,10 @@ def _fact(rng: random.Random) -> tuple[str, str]:
 def _question(rng: random.Random, name: str, attribute: str) -> Turn:
     answer = world()[name][attribute]
     options = rng.sample([value for value in VALUES[attribute] if value != answer], 3)
-    position = rng.randrange(4)
-    options.insert(position, answer)
-    listed = "".join(f"{letter}) {value}\n" for letter, value in zip(LETTERS, options, strict=True))
+    options.insert(rng.randrange(4), answer)
     question = _QUESTION[attribute].format(name=name)
-    return Turn(f"Question: {question}\n{listed}Answer:", f" {LETTERS[position]}\n", attribute)
+    prompt = f"Question: {question}\nOptions: {', '.join(options)}\nAnswer:"
+    return Turn(prompt, f" {answer}\n", attribute)
 
 
 def _statement(name: str, attribute: str) -> Turn:
@@ -65,8 +63,8 @@ def _statement(name: str, attribute: str) -> Turn:
 def session(rng: random.Random, *, heldout: bool) -> list[Turn]:
     """One question alone for evaluation; statements, questions, or both for training.
 
-    A statement right before its question shows how a value is matched to a letter; the question
-    alone then has to recall the value first.
+    A statement right before its question shows that both speak of one fact; the question alone
+    has to recall it.
     """
     if heldout:
         return [_question(rng, *_fact(rng))]

@@ -16,5 +16,8 @@ def session(rng: random.Random, *, heldout: bool = False) -> list[Turn]:
         n: repr(rng.randint(0, 9) if rng.random() < 0.6 else rng.choice(NOUNS)) for n in names
     }
     turns = [Turn(f">>> {name} = {value}\n") for name, value in values.items()]
+    if rng.random() < 0.5:  # first in the form in which it was set: plain repetition
+        rng.shuffle(names)
+        turns += [Turn(f">>> {name} =", f" {values[name]}\n", "again") for name in names]
     rng.shuffle(names)
     return turns + [Turn(f">>> {name}\n", f"{values[name]}\n", "lookup") for name in names]

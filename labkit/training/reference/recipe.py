@@ -62,12 +62,20 @@ _SUMS: Shares = (
 _STATE: Shares = (
     ("stdlib-prose", 0.05),
     ("stdlib-code", 0.08),
-    ("doctest", 0.17),
-    ("sums", 0.05),
-    ("facts", 0.21),
-    ("recall", 0.04),
+    ("doctest", 0.12),
+    ("facts", 0.15),
     ("repl", 0.20),
-    ("state", 0.20),
+    ("state", 0.40),
+)
+_SESSIONS: Shares = (
+    ("stdlib-prose", 0.07),
+    ("stdlib-code", 0.11),
+    ("doctest", 0.20),
+    ("sums", 0.08),
+    ("facts", 0.14),
+    ("recall", 0.04),
+    ("repl", 0.26),
+    ("state", 0.10),
 )
 _EVERYTHING: Shares = (
     ("stdlib-prose", 0.16),
@@ -109,15 +117,16 @@ class Recipe:
         Phase(600, 16, 256, _MOSTLY_TASKS, answer_weight=4.0),
         Phase(400, 16, 256, _COPYING, answer_weight=4.0),
         Phase(200, 16, 256, _MOSTLY_TASKS, answer_weight=4.0),
-        Phase(200, 16, 256, _SUMS, answer_weight=4.0),
-        Phase(900, 16, 256, _STATE, answer_weight=4.0),
+        Phase(600, 16, 256, _SUMS, answer_weight=4.0),
+        Phase(300, 16, 256, _STATE, answer_weight=4.0),
+        Phase(500, 16, 256, _SESSIONS, answer_weight=4.0),
         Phase(400, 8, 512, _EVERYTHING, answer_weight=2.0),
     )
     muon_lr: float = 3.5e-3
     adamw_lr: float = 3e-3
     weight_decay: float = 0.05
     warmup_steps: int = 100
-    decay_steps: int = 1200
+    decay_steps: int = 800
     prompt_weight: float = 0.1
 
     @property
