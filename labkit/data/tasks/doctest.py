@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable
 
 from labkit.data.tasks.item import Turn, is_held_out
-from labkit.data.tasks.words import NOUNS
+from labkit.data.tasks.words import QUOTED
 
 
 def _addition(rng: random.Random) -> str:
@@ -32,13 +32,13 @@ def _comparison(rng: random.Random) -> str:
 
 
 def _one_word(rng: random.Random) -> str:
-    word = repr(rng.choice(NOUNS))
+    word = repr(rng.choice(QUOTED))
     template = rng.choice(("{}.upper()", "len({})", "{}[0]", "{}[-1]", "{}.title()"))
     return template.format(word)
 
 
 def _two_words(rng: random.Random) -> str:
-    first, second = repr(rng.choice(NOUNS)), repr(rng.choice(NOUNS))
+    first, second = repr(rng.choice(QUOTED)), repr(rng.choice(QUOTED))
     template = rng.choice(("{0} + {1}", "[{0}, {1}]", "{0} == {1}", "[{0}, {1}][1]", "{0} * 2"))
     if template.startswith("{0} ==") and rng.random() < 0.5:
         second = first

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 
 from labkit.data.tasks.item import Turn
-from labkit.data.tasks.words import NOUNS
+from labkit.data.tasks.words import QUOTED
 
 VARIABLES = tuple("abcknxyz")
 Value = int | str
@@ -31,7 +31,7 @@ class _Interpreter:
             source = rng.choice(sorted(self.values))
             self.values[target], text = self.values[source], source
         else:
-            self.values[target] = rng.randint(0, 9) if rng.random() < 0.6 else rng.choice(NOUNS)
+            self.values[target] = rng.randint(0, 9) if rng.random() < 0.6 else rng.choice(QUOTED)
             text = repr(self.values[target])
         self.set_at[target] = self.line
         self.line += 1

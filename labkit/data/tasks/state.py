@@ -6,14 +6,14 @@ import random
 
 from labkit.data.tasks.item import Turn
 from labkit.data.tasks.repl import VARIABLES
-from labkit.data.tasks.words import NOUNS
+from labkit.data.tasks.words import QUOTED
 
 
 def session(rng: random.Random, *, heldout: bool = False) -> list[Turn]:
     """Two to eight assignments and as many questions, in another order."""
     names = rng.sample(VARIABLES, rng.randint(2, len(VARIABLES)))
     values = {
-        n: repr(rng.randint(0, 9) if rng.random() < 0.6 else rng.choice(NOUNS)) for n in names
+        n: repr(rng.randint(0, 9) if rng.random() < 0.6 else rng.choice(QUOTED)) for n in names
     }
     turns = [Turn(f">>> {name} = {value}\n") for name, value in values.items()]
     if rng.random() < 0.5:  # first in the form in which it was set: plain repetition

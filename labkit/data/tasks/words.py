@@ -8,6 +8,11 @@ NOUNS = (
     "snow star stone sugar table tower train tree wall water wheel wind window wolf wood yarn"
 ).split()
 
+# To GPT-2's pre-tokenizer a quote before s, t, m or d (and before "re") is an English contraction:
+# "'tree'" at the start of a line becomes "'t", "ree". Quoted words avoid that, so that a string is
+# made of the same tokens wherever it stands.
+QUOTED = [word for word in NOUNS if word[0] not in "stmd" and not word.startswith("re")]
+
 NAMES = (
     "Ada Amir Anna Boris Carla Chen Clara David Diego Elena Emil Erik Fatima Felix Greta "
     "Hana Hugo Igor Ines Ivan Jonas Julia Karim Lara Lena Luca Maria Marta Milan Mira Nadia "

@@ -49,7 +49,7 @@ _COPYING: Shares = (
     ("repl", 0.15),
     ("echo", 0.35),
 )
-# Tasks with a drill for carrying; then less of that, and a drill for state.
+# Tasks with a drill for carrying; one for state; then what expressions still lack.
 _SUMS: Shares = (
     ("stdlib-prose", 0.06),
     ("stdlib-code", 0.10),
@@ -67,24 +67,23 @@ _STATE: Shares = (
     ("repl", 0.20),
     ("state", 0.40),
 )
-_SESSIONS: Shares = (
-    ("stdlib-prose", 0.07),
-    ("stdlib-code", 0.11),
-    ("doctest", 0.20),
-    ("sums", 0.08),
-    ("facts", 0.14),
-    ("recall", 0.04),
-    ("repl", 0.26),
-    ("state", 0.10),
+_EXPRESSIONS: Shares = (
+    ("stdlib-prose", 0.06),
+    ("stdlib-code", 0.10),
+    ("doctest", 0.28),
+    ("sums", 0.26),
+    ("facts", 0.10),
+    ("recall", 0.14),
+    ("repl", 0.06),
 )
 _EVERYTHING: Shares = (
-    ("stdlib-prose", 0.16),
-    ("stdlib-code", 0.24),
-    ("doctest", 0.20),
-    ("sums", 0.08),
-    ("facts", 0.10),
-    ("recall", 0.08),
-    ("repl", 0.14),
+    ("stdlib-prose", 0.14),
+    ("stdlib-code", 0.22),
+    ("doctest", 0.24),
+    ("sums", 0.14),
+    ("facts", 0.08),
+    ("recall", 0.12),
+    ("repl", 0.06),
 )
 
 
@@ -118,15 +117,15 @@ class Recipe:
         Phase(400, 16, 256, _COPYING, answer_weight=4.0),
         Phase(200, 16, 256, _MOSTLY_TASKS, answer_weight=4.0),
         Phase(600, 16, 256, _SUMS, answer_weight=4.0),
-        Phase(300, 16, 256, _STATE, answer_weight=4.0),
-        Phase(500, 16, 256, _SESSIONS, answer_weight=4.0),
-        Phase(400, 8, 512, _EVERYTHING, answer_weight=2.0),
+        Phase(200, 16, 256, _STATE, answer_weight=4.0),
+        Phase(500, 16, 256, _EXPRESSIONS, answer_weight=4.0),
+        Phase(300, 8, 512, _EVERYTHING, answer_weight=2.0),
     )
     muon_lr: float = 3.5e-3
     adamw_lr: float = 3e-3
     weight_decay: float = 0.05
     warmup_steps: int = 100
-    decay_steps: int = 800
+    decay_steps: int = 600
     prompt_weight: float = 0.1
 
     @property
