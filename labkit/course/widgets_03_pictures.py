@@ -8,7 +8,9 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from torch import Tensor
 
 from labkit.core.granularity import expand, scale_shape
@@ -37,7 +39,11 @@ def weight_with_maxima(weight: Tensor, title: str) -> Figure:
     size = weight.abs()
     rows, columns = weight.shape
     picture = heat.imshow(
-        pooled(size, torch.amax), aspect="auto", vmin=0, extent=(0, columns, rows, 0)
+        pooled(size, torch.amax),
+        cmap=figures.HEAT,
+        aspect="auto",
+        vmin=0,
+        extent=(0, columns, rows, 0),
     )
     heat.set(xlabel="input channel (column)", ylabel="output channel (row)")
     heat.grid(False)
@@ -64,7 +70,7 @@ def sharing_maps(rows: int = 6, columns: int = 16, group: int = 4) -> Figure:
         blocks = torch.arange(int(np.prod(shape))).reshape(shape)
         owner = expand(blocks, scheme, (rows, columns)).expand(rows, columns)
         # Neighbours get colours far apart; the order of the colours means nothing.
-        ax.imshow((owner * 7) % 16, cmap="tab20", vmin=0, vmax=19, aspect="equal")
+        ax.imshow(((owner * 7) % 16).numpy(), cmap="tab20", vmin=0, vmax=19, aspect="equal")
         ax.set(title=f"{name}: {blocks.numel()} scale{'s' * (blocks.numel() > 1)}")
         ax.set_xticks(np.arange(columns + 1) - 0.5, labels=[])
         ax.set_yticks(np.arange(rows + 1) - 0.5, labels=[])
@@ -73,6 +79,15 @@ def sharing_maps(rows: int = 6, columns: int = 16, group: int = 4) -> Figure:
         token = scheme.granularity == "token"
         ax.set(xlabel="feature" if token else "in", ylabel="token" if token else "out")
     return fig
+
+
+def plain_log(ax: Axes, label: str) -> None:
+    """Make the y axis logarithmic with ticks at 1, 2, 5, 10, written out as numbers."""
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.set_ylabel(label)
 
 
 def by_block(values: dict[str, float]) -> tuple[list[str], list[str], np.ndarray]:
@@ -111,7 +126,7 @@ def model_maps(panels: Iterable[tuple[str, dict[str, float]]], label: str) -> Fi
     height = 1.3 + 0.32 * len(tables[0][1][0])
     fig, axes = figures.new(1, len(tables), size=(4.3 * len(tables) + 0.6, height), sharey=True)
     for ax, (title, (kinds, blocks, table)) in zip(np.atleast_1d(axes), tables, strict=True):
-        picture = ax.imshow(table, vmin=lowest, vmax=highest, aspect="auto")
+        picture = ax.imshow(table, cmap=figures.HEAT, vmin=lowest, vmax=highest, aspect="auto")
         ax.set_yticks(range(len(kinds)), labels=[kind.split(".")[-1] for kind in kinds])
         every = max(1, len(blocks) // 12)
         ax.set_xticks(range(0, len(blocks), every), labels=blocks[::every])
