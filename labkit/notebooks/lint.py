@@ -11,12 +11,10 @@ RULES = (*SOURCE_RULES, *rules_outputs.RULES)
 
 
 def lint(pair: Pair) -> list[Finding]:
-    """Everything that is wrong with a built notebook, out of step with its source included.
-
-    Raises:
-        NotebookError: the notebook was never built.
-    """
+    """Everything that is wrong with a notebook; not built, or out of step with its source, too."""
     stale = [Finding(pair.name, None, "in-step", problem) for problem in differences(pair)]
+    if not pair.notebook.exists():
+        return stale + lint_source(pair)
     subject = Subject(pair.name, pair.read(), pair.notebook)
     return stale + [finding for rule in RULES for finding in rule(subject)]
 

@@ -118,15 +118,24 @@ def _cell_ids(cells: Iterable[NotebookNode]) -> list[str]:
 def differences(pair: Pair) -> list[str]:
     """Where the built notebook is not what its source says; an empty list if it is in step."""
     if not pair.notebook.exists():
-        return [f"{pair.name}: never built"]
+        return ["never built"]
     built, wanted = pair.read(), notebook_from(pair.source)
     found = []
     if built.metadata.get("labkit") != wanted.metadata.labkit:
-        found.append(f"{pair.name}: built from another text of the source")
+        found.append("built from another text of the source")
     if len(built.cells) != len(wanted.cells):
-        found.append(f"{pair.name}: {len(built.cells)} cells, {len(wanted.cells)} in the source")
-    for number, (cell, source) in enumerate(zip(built.cells, wanted.cells, strict=False)):
-        for part in ("cell_type", "source", "metadata", "id"):
-            if cell[part] != source[part]:
-                found.append(f"{pair.name}, cell {number}: {part} differs from the source")
-    return found
+        found.append(f"{len(built.cells)} cells, {len(wanted.cells)} in the source")
+    unlike = [
+        f"cell {number}: {', '.join(parts)} differs from the source"
+        for number, pair_of_cells in enumerate(zip(built.cells, wanted.cells, strict=False))
+        if (parts := _unlike_parts(*pair_of_cells))
+    ]
+    # One inserted cell moves all that follow: the first difference is the one to look at.
+    more = [f"{len(unlike) - 1} further cells differ"] if len(unlike) > 1 else []
+    return found + unlike[:1] + more
+
+
+def _unlike_parts(cell: NotebookNode, source: NotebookNode) -> list[str]:
+    return [
+        part for part in ("cell_type", "source", "metadata", "id") if cell[part] != source[part]
+    ]

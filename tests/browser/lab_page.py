@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 PAGE_SECONDS = 120
-CELL_SECONDS = 600
+NOTEBOOK_SECONDS = 1800
 QUIET_SECONDS = 3.0
 STEP_PIXELS = 400
 
@@ -51,13 +51,14 @@ class LabPage:
         """Clear all outputs and run all cells by the menu; the code cells as saved afterwards."""
         self.menu("Edit", "Clear Outputs of All Cells")
         self.menu("Run", "Run All Cells")
-        deadline = time.monotonic() + CELL_SECONDS
+        deadline = time.monotonic() + NOTEBOOK_SECONDS
         while time.monotonic() < deadline:
             self.wait_for_kernel()
             cells = [cell for cell in self.saved()["cells"] if cell["cell_type"] == "code"]
-            if all(cell["execution_count"] for cell in cells):
+            # After an error JupyterLab runs no further cell.
+            if all(cell["execution_count"] for cell in cells) or failures(cells):
                 return cells
-        raise TimeoutError(f"{self.path.name}: not every cell ran within {CELL_SECONDS} s")
+        raise TimeoutError(f"{self.path.name}: not every cell ran within {NOTEBOOK_SECONDS} s")
 
     def saved(self) -> dict[str, Any]:
         """The notebook as JupyterLab saves it now."""
@@ -73,8 +74,8 @@ class LabPage:
         raise TimeoutError(f"{self.path.name} was not saved within {PAGE_SECONDS} s")
 
     def wait_for_kernel(self) -> None:
-        """Until the kernel has been idle for a while, at most CELL_SECONDS."""
-        deadline = time.monotonic() + CELL_SECONDS
+        """Until the kernel has been idle for a while, at most NOTEBOOK_SECONDS."""
+        deadline = time.monotonic() + NOTEBOOK_SECONDS
         idle_since = None
         while time.monotonic() < deadline:
             if any(kernel["execution_state"] != "idle" for kernel in self._kernels()):
@@ -84,7 +85,7 @@ class LabPage:
             elif time.monotonic() - idle_since > QUIET_SECONDS:
                 return
             self.page.wait_for_timeout(250)
-        raise TimeoutError(f"{self.path.name}: the kernel is busy after {CELL_SECONDS} s")
+        raise TimeoutError(f"{self.path.name}: the kernel is busy after {NOTEBOOK_SECONDS} s")
 
     def _kernels(self) -> list[dict[str, Any]]:
         request = urllib.request.Request(
@@ -133,6 +134,16 @@ class LabPage:
         self.page.keyboard.press("Control+Enter")
         self.wait_for_kernel()
         return " ".join(cell.locator(".jp-OutputArea").inner_text().split())
+
+
+def failures(cells: list[dict[str, Any]]) -> list[str]:
+    """The error outputs of some saved code cells."""
+    return [
+        f"{output['ename']}: {output['evalue']}"
+        for cell in cells
+        for output in cell["outputs"]
+        if output["output_type"] == "error"
+    ]
 
 
 def _attributes(picture: Any) -> dict[str, str]:

@@ -4,17 +4,9 @@ from __future__ import annotations
 
 from labkit.course.registry import get
 
+from .lab_page import failures
+
 EXERCISE = "02.1"
-
-
-def failures(cells):
-    """The error outputs of some saved code cells."""
-    return [
-        f"{output['ename']}: {output['evalue']}"
-        for cell in cells
-        for output in cell["outputs"]
-        if output["output_type"] == "error"
-    ]
 
 
 def run_all_without_error(notebook_page):

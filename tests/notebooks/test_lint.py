@@ -258,7 +258,7 @@ def test_a_source_can_be_looked_at_before_it_is_built(sample, capsys):
     command = ["lint", "--source", "--folder", str(sample.notebook.parent)]
     assert main(command) == 0
     assert main([word for word in command if word != "--source"]) == 1
-    assert "never built" in capsys.readouterr().err
+    assert "00_sample: never built" in capsys.readouterr().out
     sample.source.write_text("")
     assert main(command) == 1
     assert "the first cell must be the header" in capsys.readouterr().out

@@ -77,7 +77,7 @@ def test_an_edit_of_the_source_alone_is_seen(sample):
 
 def test_a_missing_notebook_is_named(sample):
     sample.notebook.unlink()
-    assert differences(sample) == ["00_sample: never built"]
+    assert differences(sample) == ["never built"]
     with pytest.raises(NotebookError, match=r"never built.*build 00_sample"):
         sample.read()
 
