@@ -92,8 +92,8 @@ def _draw_line(ax: Any, grid: Grid) -> None:
             if SEEN[0] <= value <= SEEN[1]:
                 ax.text(value, 0.45, str(code), ha="center", color=figures.PALETTE[0])
     for x, x_hat in zip(data, _round_trip(data, grid), strict=True):
-        ax.plot([x, x_hat], [-0.7, -0.35], color=figures.PALETTE[1], linewidth=1)
-    ax.plot(data, np.full_like(data, -0.7), "o", color=figures.PALETTE[1], markersize=5)
+        ax.plot([x, x_hat], [-0.7, -0.35], color=figures.PALETTE[6], linewidth=1)
+    ax.plot(data, np.full_like(data, -0.7), "o", color=figures.PALETTE[6], markersize=5)
     ax.set(ylim=(-1, 1), yticks=[0.6, 0, -0.7], yticklabels=["code", "grid", "values"])
     ax.grid(False)
 
@@ -106,6 +106,6 @@ def _draw_error(ax: Any, grid: Grid) -> None:
     ax.plot(x, np.where(clipped, np.nan, error), color=figures.PALETTE[0], label="rounded")
     ax.plot(x, np.where(clipped, error, np.nan), color=figures.PALETTE[1], label="clipped")
     data = DATA.numpy()
-    ax.plot(data, data - _round_trip(data, grid), "o", color=figures.PALETTE[1], markersize=5)
+    ax.plot(data, data - _round_trip(data, grid), "o", color=figures.PALETTE[6], markersize=5)
     ax.set(xlim=SEEN, ylim=(-2.2, 2.2), xlabel="real value x", ylabel="error x - x̂")
     ax.legend(loc="lower right", ncols=2)
