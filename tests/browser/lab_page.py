@@ -139,7 +139,7 @@ class LabPage:
 def failures(cells: list[dict[str, Any]]) -> list[str]:
     """The error outputs of some saved code cells."""
     return [
-        f"{output['ename']}: {output['evalue']}"
+        f"{output['ename']}: {output['evalue']}, in:\n{''.join(cell['source'])}"
         for cell in cells
         for output in cell["outputs"]
         if output["output_type"] == "error"
