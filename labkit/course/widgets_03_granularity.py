@@ -34,6 +34,17 @@ def scheme_for(sharing: str, bits: int, symmetric: bool = True) -> QuantScheme:
     return QuantScheme(bits, symmetric, "group", int(size))
 
 
+def sharings_for(weights: dict[str, Tensor]) -> list[str]:
+    """Those of `SHARINGS` whose groups divide the rows of all matrices [out, in]."""
+    columns = {weight.shape[1] for weight in weights.values()}
+    return [sharing for sharing in SHARINGS if all(n % _size(sharing) == 0 for n in columns)]
+
+
+def _size(sharing: str) -> int:
+    """The number of elements that must divide a row for `sharing` to be possible."""
+    return int(sharing.partition(" ")[2] or 1)
+
+
 @dataclass(frozen=True)
 class Measured:
     """One matrix under one scheme. `step` and `error` are float32 [out, in]."""
@@ -70,12 +81,10 @@ class GranularityPicker(widgets.VBox):
             raise SchemeError("no matrices to pick from", where="GranularityPicker")
         self._weights = weights
         self._measured: dict[tuple[str, str, int], Measured] = {}
-        columns = {weight.shape[1] for weight in weights.values()}
-        sharings = [s for s in SHARINGS if all(n % _size(s) == 0 for n in columns)]
         wide = {"style": {"description_width": "8em"}, "layout": widgets.Layout(width="34em")}
         self.layer = widgets.Dropdown(options=list(weights), description="matrix", **wide)
         self.sharing = widgets.SelectionSlider(
-            options=sharings, value="tensor", description="share a scale", **wide
+            options=sharings_for(weights), value="tensor", description="share a scale", **wide
         )
         self.bits = widgets.IntSlider(4, 2, 8, description="bits", **wide)
         self.picture = widgets.HTML()
@@ -108,11 +117,6 @@ class GranularityPicker(widgets.VBox):
         everyone = {sharing: self._measure(sharing) for sharing in self.sharing.options}
         fig = picker_figure(everyone, self.sharing.value)
         self.picture.value = figures.to_html(fig, self.text)
-
-
-def _size(sharing: str) -> int:
-    """Elements of a row that share a scale must divide the row: how many."""
-    return int(sharing.partition(" ")[2] or 1)
 
 
 def picker_figure(everyone: dict[str, Measured], chosen: str) -> Figure:

@@ -12,12 +12,14 @@ import torch
 from labkit.core.errors import SchemeError
 from labkit.core.metrics import sqnr_db
 from labkit.core.scheme import QuantScheme
+from labkit.course import figures
 from labkit.course import widgets_03_pictures as pictures
 from labkit.course.widgets_03_granularity import (
     GranularityPicker,
     measure,
     picker_figure,
     scheme_for,
+    sharings_for,
 )
 from labkit.quantize import rtn
 
@@ -92,6 +94,11 @@ def test_sharings_that_do_not_divide_a_row_are_not_offered(weights):
                                                           "group 16")  # fmt: skip
 
 
+def test_a_row_of_576_has_no_groups_of_128():
+    names = sharings_for({"a": torch.zeros(2, 576), "b": torch.zeros(2, 1536)})
+    assert names == ["tensor", "channel", "group 64", "group 32", "group 16"]
+
+
 def test_no_matrices_is_an_error():
     with pytest.raises(SchemeError, match="no matrices"):
         GranularityPicker({})
@@ -158,3 +165,12 @@ def test_the_maps_of_a_model_share_their_colours():
         label="SQNR (dB)",
     )
     assert [ax.images[0].get_clim() for ax in fig.axes[:2]] == [(10.0, 20.0)] * 2
+
+
+def test_a_plain_logarithmic_axis_writes_numbers_out():
+    fig, ax = figures.new()
+    ax.plot([0, 1], [40, 700])
+    pictures.plain_log(ax, "perplexity")
+    fig.canvas.draw()
+    assert {"50", "100", "200", "500"} <= {label.get_text() for label in ax.get_yticklabels()}
+    assert ax.get_ylabel() == "perplexity"
