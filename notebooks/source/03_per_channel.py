@@ -533,7 +533,8 @@ ax.legend(title="one scale per")
 figures.show(
     fig,
     alt="SQNR against true bits per weight, a line for every granularity; at 4 bits: "
-    + ", ".join(f"{s} {points[4][1]:.0f} dB" for s, points in pareto.items()),
+    + ", ".join(f"{s} {points[4][1]:.0f} dB" for s, points in pareto.items())
+    + ".",
 )
 
 # %%
@@ -578,7 +579,7 @@ found = {}
 for sharing in picker.sharing.options:
     picker.sharing.value = sharing
     found[sharing] = picker.measured.sqnr_db
-picker.sharing.value = picker.sharing.options[0]
+picker.sharing.value = "channel"
 print(picker.text)
 print("best of the slider:", max(found, key=found.get))
 assert found["channel"] > found["tensor"]
@@ -590,8 +591,8 @@ assert found["channel"] > found["tensor"]
 #
 # $$y_{tj} = \sum_i a_t X_{ti} \; b_j W_{ji} = a_t\, b_j \sum_i X_{ti} W_{ji}$$
 #
-# Both scales are the same for every i: they leave the sum, and the sum is over *integers*. One
-# float multiplication per output, whatever the length of the row.
+# Both scales are the same for every i: they leave the sum, which is over *integers*. A row of any
+# length costs one float multiplication.
 
 # %% [markdown]
 # A scale per *input* channel, c_i, changes with the index that is summed: it must stay inside, and
