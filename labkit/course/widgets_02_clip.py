@@ -12,7 +12,7 @@ from labkit.course import figures
 from labkit.course.widgets_02_error import ErrorSplit, clip_curve
 
 RATIOS = tuple(k / 50 for k in range(2, 51))
-MOST_VALUES = 20_000
+MOST_VALUES = 400_000
 BINS = 120
 
 
@@ -20,13 +20,16 @@ class ClipExplorer(widgets.VBox):
     """A slider for the share of the range that is kept; `picture` holds the drawing.
 
     Args:
-        values: what is quantized, any shape; evenly spaced elements stand for a large tensor.
+        values: what is quantized, any shape. Of a tensor larger than `MOST_VALUES` evenly spaced
+            elements stand for all, with its least and its greatest.
         unit: what the values are, for the axis.
     """
 
     def __init__(self, values: torch.Tensor, unit: str) -> None:
         flat = values.detach().float().flatten().cpu()
-        self.values = flat[:: -(-flat.numel() // MOST_VALUES)]
+        stride = -(-flat.numel() // MOST_VALUES)
+        ends = [flat.min().reshape(1), flat.max().reshape(1)] if stride > 1 else []
+        self.values = torch.cat([flat[::stride], *ends])
         self.unit = unit
         self._curves: dict[tuple[int, bool], list[ErrorSplit]] = {}
         self.keep = widgets.FloatSlider(1.0, min=0.04, max=1.0, step=0.02, description="keep")
