@@ -312,7 +312,7 @@ print(f"min {hidden.min():.2f}, median {hidden.median():.2f}, max {hidden.max():
 print(f"beyond half of the maximum: {(hidden > hidden.max() / 2).float().mean():.4%}")
 
 # %% [markdown]
-# What every model with such a function shows: the least value is close to 0, the greatest is far
+# Three facts to build on, whatever the digits: the least value is close to 0, the greatest is far
 # away, and hardly any value is near it.
 
 # %%
@@ -346,7 +346,7 @@ whole = {bits: curve[-1] for bits, curve in curves.items()}
 print("4 bits: clipping pays:", total[4][-1] > 1.2 * min(total[4]))
 print("more bits, wider range:", best[8] >= best[4])
 law = whole[8].rounding / (whole[8].grid.scale ** 2 / 12)
-print("8 bits: rounding error is near s²/12:", 0.4 < law < 1.6)
+print("8 bits: rounding error is of the size of s²/12:", 0.4 < law < 1.6)
 assert total[4][-1] > 1.2 * min(total[4]) and best[8] >= best[4] and 0.4 < law < 1.6
 
 # %%
@@ -445,16 +445,16 @@ bottom.legend(bottom.patches[:2], ["8 bits", "4 bits"], loc="lower right")
 figures.show(
     fig,
     alt="Above, a histogram of activations: a peak at 0 and a long thin tail to the right. Below, "
-    "the range of each observer: min-max covers the whole tail, MSE and KL less at 4 bits.",
+    "the range of each observer: min-max covers the whole tail, MSE at 4 bits much less of it.",
 )
 
 # %%
 widest = ranges["minmax", 8]
 inside = [widest[0] <= lo <= hi <= widest[1] for lo, hi in ranges.values()]
-shorter = {kind: ranges[kind, 4][1] < ranges[kind, 8][1] for kind in ("mse", "kl")}
+shorter = ranges["mse", 4][1] < ranges["mse", 8][1]
 print("no range is wider than min-max:", all(inside))
-print("at 4 bits the searching observers cut more:", shorter)
-assert all(inside) and shorter["mse"]
+print("MSE cuts more at 4 bits than at 8:", shorter)
+assert all(inside) and shorter
 
 # %% [markdown] tags=["exercise-text"]
 # ### Exercise 02.4 · Percentile observer
@@ -617,7 +617,7 @@ def heldout_perplexity(change=None, version=model):
 # %%
 guess_static = predict(
     "Activations at 8 bits, weights untouched: what does the frozen min-max range cost?",
-    ["perplexity up by less than a tenth", "up by a tenth to a half", "doubled or worse"],
+    ["perplexity up by less than a tenth", "up by a tenth to a half", "more than that"],
 )
 
 
@@ -637,7 +637,7 @@ ways["static percentile"] = lambda b: static(observers["percentile"], b)
 ways["dynamic"] = dynamic
 BITS = (8, 6, 5, 4)
 ppl = {way: [heldout_perplexity(make(bits)) for bits in BITS] for way, make in ways.items()}
-print(f"{'FP32':18}{fp32:10.1f}")
+print(f"{'bits':18}" + "".join(f"{bits:10}" for bits in BITS) + f"   FP32 {fp32:.1f}")
 for way, values in ppl.items():
     print(f"{way:18}" + "".join(f"{value:10.1f}" for value in values))
 rise = ppl["static min-max"][0] / fp32
@@ -729,9 +729,9 @@ figures.show(
 )
 
 # %% [markdown]
-# An extreme value is rarer than any sample, so min-max never settles. That is the case for
-# percentile, MSE and KL: they rest on the bulk of the data. What matters more than the count is
-# that calibration text looks like the text to come.
+# However much was sampled, a rarer extreme is still to come, so min-max never settles. Percentile,
+# MSE and KL rest on the bulk of the data. What matters more than the count is that calibration
+# text looks like the text to come.
 
 # %% [markdown]
 # ## Multiply on integers
@@ -781,7 +781,7 @@ y = accumulator * (x_scale * w_scale)
 simulated = dequantize(x_codes, x_scale, x_zero) @ dequantize(w_codes, w_scale, 0).T
 print("accumulator:", accumulator.dtype, tuple(accumulator.shape))
 print("equals the simulation:", torch.allclose(y, simulated, rtol=1e-3, atol=1e-3))
-print("SQNR against FP32 above 20 dB:", sqnr_db(x @ weight.T, y) > 20)
+print("SQNR against FP32 above 15 dB:", sqnr_db(x @ weight.T, y) > 15)
 assert torch.allclose(y, simulated, rtol=1e-3, atol=1e-3)
 
 # %% [markdown] tags=["exercise-text"]
@@ -806,8 +806,8 @@ check("02.6", integer_matmul)
 # %% [markdown]
 # ## What breaks this
 #
-# Two inputs, made to defeat. A *spike*: one value of 1000 among 10 000 ordinary ones. A *shift*:
-# everything four times as large as in calibration. Who survives which?
+# Two inputs, made to defeat. A *spike*: one value of 1000 among 10 000 ordinary ones, in
+# calibration and in use. A *shift*: in use everything is four times as large. Who survives which?
 
 # %%
 guess_break = predict(
@@ -990,7 +990,8 @@ for part, ax in enumerate(axes):
     ax.plot(values, labels, "o", color=figures.PALETTE[0], markersize=9)
     ax.plot(values[0], labels[0], "o", color=figures.PALETTE[6], markersize=9)
 axes[0].invert_yaxis()
-axes[0].set(xlabel="perplexity, held-out prose")
+spread = max(value for value, _ in result.values()) / base
+axes[0].set(xlabel="perplexity, held-out prose", xscale="log" if spread > 5 else "linear")
 axes[1].set(xlabel="share of right answers", xlim=(0, 1.03))
 figures.show(
     fig,
