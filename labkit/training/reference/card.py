@@ -63,6 +63,7 @@ def write_card(
         "corpora": {name: {split: _describe(name, split) for split in SPLITS} for name in BUNDLED},
         "measured": measure(saved, tokenizer),
         "history": history,
+        "notes": [],  # what a reader must know of this run, and the recipe does not say
     }
     text = json.dumps(card, indent=1) + "\n"
     (folder / "card.json").write_text(text, encoding="utf-8")

@@ -40,6 +40,7 @@ expressions of kinds that are many enough never occur in training.
 machine did other work too. Muon on the hidden matrices, AdamW on the rest; forward pass in
 bfloat16. The whole recipe and every logged figure are in `card.json`. A run repeats the recipe, not
 the bits: another processor rounds differently, and another Python version brings another text.
+{notes}
 
 | corpus | split | documents | characters | SHA-256 begins |
 |---|---|---|---|---|
@@ -102,6 +103,7 @@ def render(card: dict[str, Any]) -> str:
         hours=_hours(card),
         speed=speeds[len(speeds) // 2],
         corpora="\n".join(corpora),
+        notes="".join(f"\n{note}\n" for note in card["notes"]),
     )
 
 
