@@ -22,6 +22,7 @@ PATH = re.compile(r"(?<![\w.])(/(home|root|tmp|Users|var|usr|opt|mnt|work)/\w|[A
 TIME = re.compile(
     r"\b\d+\.\d+ ?(ns|us|µs|ms|s|sec|seconds|min|minutes)\b|\b\d+(\.\d+)? (ms|µs|us)\b"
 )
+PROGRESS_BAR = re.compile(r"\d+%\|.*\| *\d+/\d+")
 IMG = re.compile(r"<img\b[^>]*>")
 BARE_PICTURES = {"image/png", "image/jpeg", "image/svg+xml"}
 
@@ -79,6 +80,8 @@ def any_machine(subject: Subject) -> Iterator[Finding]:
         text = text_of(output)
         if found := PATH.search(text):
             yield subject.finding(number, "path", f"a path of one machine: {found[0]!r}...")
+        if PROGRESS_BAR.search(text):
+            yield subject.finding(number, "progress-bar", "a progress bar stays in the output")
         if found := ADDRESS.search(text):
             yield subject.finding(number, "address", f"an object's address: {found[0]!r}")
         if "nbval-ignore-output" not in tags(cell) and (found := TIME.search(text)):

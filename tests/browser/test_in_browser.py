@@ -23,6 +23,8 @@ def test_the_first_notebook_runs_from_top_to_bottom_by_the_menu(notebook_page, s
     notebook_page.page.screenshot(path=screenshots / "00-opened.png")
     run_all_without_error(notebook_page)
     notebook_page.page.screenshot(path=screenshots / "00-ran.png")
+    notebook_page.scroll_to(".jp-OutputArea-output img")
+    notebook_page.page.screenshot(path=screenshots / "00-picture.png")
 
 
 def test_a_slider_moves_the_picture_and_a_check_tells_wrong_from_right(notebook_page, screenshots):

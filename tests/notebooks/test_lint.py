@@ -172,6 +172,7 @@ BROKEN = {
     ),
     "a path of this machine": (stream("saved to /home/ada/model\n"), "path"),
     "a Windows path": (stream("saved to C:\\Users\n"), "path"),
+    "a progress bar": (stream("Loading:  50%|#    | 37/74 [00:01<00:01]\n"), "progress-bar"),
     "an address": (stream("<function f at 0x7f2a10b2c0d0>\n"), "address"),
     "a time": (stream("took 3.21 s\n"), "time"),
     "emoji in an output": (stream("done \u2705\n"), "emoji"),
