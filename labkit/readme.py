@@ -47,17 +47,7 @@ def score_block() -> str:
     return "\n".join(lines)
 
 
-def times_block() -> str:
-    """How long the set-up and the tests took, and where."""
-    result = _read("times.json")
-    lines = ["| command | pip cache | time |", "|---|---|---|"]
-    for row in result["rows"]:
-        minutes, seconds = divmod(round(row["seconds"]), 60)
-        lines.append(f"| `{row['command']}` | {row['cache']} | {minutes} min {seconds:02d} s |")
-    return "\n".join([*lines, "", f"Measured on {result['machine']}."])
-
-
-BLOCKS = {"score": score_block, "times": times_block}
+BLOCKS = {"score": score_block}
 
 
 def filled(text: str) -> str:

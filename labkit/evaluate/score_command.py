@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -67,7 +68,9 @@ def run(
     else:
         note = f"context {effort.context}, {effort.tokens} tokens a domain"
         title = f"{model_name(model)}: {note}, {effort.questions} questions a task"
-        Console().print(score_table(rows, title))
+        # A pipe has no width of its own; the table needs this much not to be cut.
+        width = None if sys.stdout.isatty() else 130
+        Console(width=width).print(score_table(rows, title))
     if save is not None:
         save.write_text(_record(model_name(model), everything, effort, rows), encoding="utf-8")
         errors.print(f"saved: {save}")
