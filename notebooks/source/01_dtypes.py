@@ -731,7 +731,7 @@ ACTIVATIONS = ["bf16", "fp16", "fp8_e4m3", "fp8_e5m2", "int8", "fp4_e2m1", "int4
 bare_activations = [quality_through(lambda x, n=n: fast_cast(x, n)) for n in ACTIVATIONS]
 scaled_activations = [quality_through(lambda x, n=n: scaled_cast(x, n)) for n in ACTIVATIONS]
 
-# %% tags=["nbval-ignore-output"]
+# %%
 fig, ax = figures.new(size=(7.2, 3.4))
 bars(ax, {"bare": bare_activations, "one scale a tensor": scaled_activations}, ACTIVATIONS)
 figures.show(
