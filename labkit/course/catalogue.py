@@ -21,7 +21,7 @@ class Chapter:
 
 CHAPTERS = (
     Chapter("00_start_here", 15, "What does quantization cost, here, now?"),
-    Chapter("01_dtypes", 45, "What can each format say, and where is it silent?"),
+    Chapter("01_dtypes", 75, "What can each format say, and where is it silent?"),
     Chapter("02_scale_zero_point", 60, "How does a real number become an integer, and back?"),
-    Chapter("03_per_channel", 60, "How many numbers should share a scale?"),
+    Chapter("03_per_channel", 90, "How many numbers should share a scale?"),
 )

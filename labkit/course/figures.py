@@ -62,14 +62,17 @@ def new(
 ) -> tuple[Figure, Any]:
     """A figure in the style of the course, and its axes as `plt.subplots` returns them.
 
+    The style becomes matplotlib's default in this process: titles, lines and legends are drawn
+    after this call, and take theirs from there.
+
     Args:
         rows, columns: the grid of axes.
         size: width and height in inches; 6.4 by 3.4 for one row if not given.
         subplots: passed on to `Figure.subplots` (sharex, width_ratios, ...).
     """
-    with matplotlib.rc_context(STYLE):
-        fig = Figure(figsize=size or (6.4, 3.4 * rows), dpi=DPI, layout="constrained")
-        return fig, fig.subplots(rows, columns, **subplots)
+    matplotlib.rcParams.update(STYLE)
+    fig = Figure(figsize=size or (6.4, 3.4 * rows), dpi=DPI, layout="constrained")
+    return fig, fig.subplots(rows, columns, **subplots)
 
 
 def to_html(fig: Figure, alt: str) -> str:
@@ -80,8 +83,7 @@ def to_html(fig: Figure, alt: str) -> str:
     """
     alt = _checked(alt)
     buffer = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        fig.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    fig.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     picture = base64.b64encode(buffer.getvalue()).decode("ascii")
     return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{picture}">'
 

@@ -36,7 +36,7 @@ class Effort:
 
     tokens: int = 4096
     context: int = 256
-    questions: int = 100
+    questions: int = 64
 
 
 THOROUGH = Effort(tokens=32768, questions=500)

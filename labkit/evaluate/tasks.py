@@ -7,6 +7,7 @@ of one per generated token; a test compares this with `model.generate`.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -69,21 +70,29 @@ def answered(
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         width = max(len(encoded[index][0]) for index in chosen)
+        first = min(len(ids) - count for ids, count in (encoded[index] for index in chosen)) - 1
         tokens = torch.zeros(len(chosen), width, dtype=torch.long)
         for row, index in enumerate(chosen):
             ids = encoded[index][0]
             tokens[row, : len(ids)] = torch.tensor(ids)
         # Padding stands to the right of every answer: causal attention never sees it.
-        best = _best_next(model, tokens.to(device)).cpu()
+        best = _best_next(model, tokens.to(device), width - first).cpu()
         for row, index in enumerate(chosen):
             ids, count = encoded[index]
-            end = len(ids)
-            right[index] = best[row, end - count - 1 : end - 1].tolist() == ids[end - count :]
+            end = len(ids) - first
+            right[index] = best[row, end - count - 1 : end - 1].tolist() == ids[-count:]
     return right
 
 
-def _best_next(model: PreTrainedModel, tokens: Tensor) -> Tensor:
-    return model(input_ids=tokens, use_cache=False).logits.argmax(dim=-1)
+def _best_next(model: PreTrainedModel, tokens: Tensor, last: int) -> Tensor:
+    """Most likely next token at the `last` places; where the model can leave out others, it does.
+
+    GPT-2 and OPT of transformers 4 know no `logits_to_keep`.
+    """
+    can_skip = "logits_to_keep" in inspect.signature(model.forward).parameters
+    options = {"logits_to_keep": last} if can_skip else {}
+    logits = model(input_ids=tokens, use_cache=False, **options).logits
+    return logits[:, -last:].argmax(dim=-1)
 
 
 def task_accuracy(

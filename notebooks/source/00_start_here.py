@@ -150,7 +150,7 @@ from rich.console import Console
 
 from labkit.evaluate.score_table import score_table
 
-effort = Effort(tokens=2048, questions=50)
+effort = Effort(tokens=2048, questions=32)
 rows = [row for _, row in score(model, tokenizer, entries(), effort)]
 Console(width=118, force_jupyter=False).print(score_table(rows, "Round-to-nearest"))
 

@@ -296,8 +296,8 @@ ax.set_yscale("log", base=2)
 ax.legend(ncol=5, loc="lower center", bbox_to_anchor=(0.5, 1.0), columnspacing=1)
 figures.show(
     fig,
-    alt="Worst relative rounding error by magnitude: FP16 2^-11 from 2^-14 to 2^16, BF16 2^-8 "
-    "throughout, E4M3 2^-4 and E5M2 2^-3 inside their ranges; INT8 falls from 1 to 2^-7 at 2^6.",
+    alt="Worst relative rounding error by magnitude: about 2^-11 for FP16 from 2^-14 to 2^16, "
+    "2^-8 for BF16 throughout, E4M3 2^-4 and E5M2 2^-3 inside their ranges; INT8 falls from 1 to 2^-7 at 2^6.",
 )
 
 # %% [markdown]
@@ -691,7 +691,8 @@ guess_bare.compare(", ".join(ruined), correct=right)
 
 # %% [markdown]
 # FP8 carries its own exponent: weights of any ordinary size land in its range. An integer has
-# none. Somebody must remember the scale for it, and that is the rest of this course.
+# none. Somebody must remember the scale for it, and that is the rest of this course. Bare NF4 lives
+# by luck: its levels next to zero, near 0.09, are about as large as a weight.
 
 # %% [markdown]
 # ### Now the activations
@@ -932,8 +933,8 @@ guess_fit.compare(f"{gib(one.total):.0f} GiB", correct="48 GB")
 assert 24 < gib(one.total) < 44
 
 # %% [markdown]
-# At 7B the cache (Llama 2: 32 KV heads) is a visible part; at 70B it is not, although the model is
-# ten times larger. Grouped-query attention: 8 KV heads serve 64 query heads.
+# At 7B the cache (Llama 2: 32 KV heads) is a large part; at 70B it is a small one, although the
+# model is ten times larger. Grouped-query attention: 8 KV heads serve 64 query heads.
 
 # %%
 fig, ax = figures.new()
@@ -1111,7 +1112,7 @@ fig = model_map(torch.tensor(signal), labels, rows)
 fig.axes[0].set_title(f"before: perplexity {before:.1f} in FP32")
 figures.show(
     fig,
-    alt="Signal-to-noise ratio of every weight matrix in nine formats, brightest for BF16, falling "
+    alt="Signal-to-noise ratio of every weight matrix in ten formats, brightest for BF16, falling "
     "over INT8 and FP8 to 4 bits and 2 bits, with the perplexity of each model below.",
 )
 

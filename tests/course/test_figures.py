@@ -56,10 +56,12 @@ def test_a_pyplot_figure_is_not_left_open(shown):
     assert not plt.fignum_exists(fig.number)
 
 
-def test_the_style_does_not_leak():
-    before = plt.rcParams["axes.grid"]
-    figures.to_html(drawn(), ALT)
-    assert plt.rcParams["axes.grid"] == before
+def test_what_is_drawn_later_has_the_style_too():
+    fig, ax = figures.new()
+    ax.plot([0, 1], [0, 1], label="a line")
+    assert ax.get_lines()[0].get_linewidth() == figures.STYLE["lines.linewidth"]
+    assert not ax.legend().get_frame_on()
+    assert ax.imshow([[0, 1]]).get_cmap().name == figures.HEAT
 
 
 def test_a_widget_keeps_its_view_and_gains_a_text(shown):

@@ -1,5 +1,9 @@
 """Loading: folders, clear refusals, and no reaching for the network unless asked."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -64,7 +68,15 @@ def test_a_folder_that_is_not_there():
         load("./no/such/folder")
 
 
-def test_a_hub_name_offline(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(OfflineError, match="bundled model"):
-        load("nobody/no-such-model-anywhere")
+def test_a_hub_name_offline():
+    """In a process of its own: huggingface_hub reads HF_HUB_OFFLINE once, when it is imported."""
+    program = (
+        "from labkit.core.errors import OfflineError\nfrom labkit.models import load\n"
+        "try:\n    load('nobody/no-such-model-anywhere')\n"
+        "except OfflineError as error:\n    print(error)"
+    )
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    )
+    assert "bundled model" in done.stdout, done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from labkit.course.catalogue import CHAPTERS
 from labkit.notebooks.lint import lint
 from labkit.notebooks.solving import changed, checks, solve
 from labkit.notebooks.source import differences, pairs
@@ -24,6 +25,12 @@ def test_notebook_is_in_step_with_its_source(pair):
 @each_notebook
 def test_notebook_keeps_the_rules(pair):
     assert [str(finding) for finding in lint(pair)] == []
+
+
+@each_notebook
+def test_the_catalogue_says_the_notebooks_time(pair):
+    chapter = next(chapter for chapter in CHAPTERS if chapter.notebook == pair.name)
+    assert f"**Time:** {chapter.minutes} minutes" in pair.source.read_text(encoding="utf-8")
 
 
 def test_no_notebook_is_without_a_source():

@@ -12,6 +12,7 @@ import ipaddress
 import os
 import socket
 import sys
+import traceback
 
 LOCAL_NAMES = {"", "localhost", "localhost.localdomain", "ip6-localhost", socket.gethostname()}
 
@@ -38,11 +39,12 @@ def refuse(host: object) -> None:
     """Raise BlockedNetwork, and leave a line in the log, unless `host` is local."""
     if is_local(host):
         return
-    said = f"{host!r} by {' '.join(sys.argv[:3])}"
+    test = os.environ.get("PYTEST_CURRENT_TEST", "no test")
+    said = f"{host!r} by {' '.join(sys.argv[:3])} in {test}"
     log = os.environ.get("LABKIT_BLOCKED_LOG")
     if log:
         with open(log, "a") as lines:
-            lines.write(said + "\n")
+            lines.write(said + "\n" + "".join(traceback.format_stack(limit=30)) + "\n")
     raise BlockedNetwork(f"tests are offline, but {said} was asked for")
 
 

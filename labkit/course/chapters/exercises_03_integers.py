@@ -52,7 +52,8 @@ def _linears(rng: np.random.Generator) -> Iterator[tuple[torch.Tensor, ...]]:
     yield _codes(rng, 4, 8), _scales(rng, 4, 1), _codes(rng, 4, 8), _scales(rng, 4, 4)
     yield _codes(rng, 2, 6), _scales(rng, 2, 1), _codes(rng, 5, 6), _scales(rng, 5, 2)
     yield _codes(rng, 3, 4), _scales(rng, 3, 1), _codes(rng, 3, 4), _scales(rng, 3, 4)
-    yield _cancelling(rng)
+    for _ in range(3):  # once in 200 times, one of these alone rounds to the right answer
+        yield _cancelling(rng)
     for index in range(6):
         groups, tokens = int(rng.choice([1, 2, 3])), int(rng.integers(2, 6))
         columns = groups * int(rng.integers(2, 5))
