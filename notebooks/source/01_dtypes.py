@@ -297,7 +297,8 @@ ax.legend(ncol=5, loc="lower center", bbox_to_anchor=(0.5, 1.0), columnspacing=1
 figures.show(
     fig,
     alt="Worst relative rounding error by magnitude: about 2^-11 for FP16 from 2^-14 to 2^16, "
-    "2^-8 for BF16 throughout, E4M3 2^-4 and E5M2 2^-3 inside their ranges; INT8 falls from 1 to 2^-7 at 2^6.",
+    "2^-8 for BF16 throughout, E4M3 2^-4 and E5M2 2^-3 inside their ranges; INT8 falls from 1 "
+    "to 2^-7 at 2^6.",
 )
 
 # %% [markdown]

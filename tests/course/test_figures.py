@@ -20,7 +20,7 @@ def shown(monkeypatch):
 
 
 def drawn():
-    fig, ax = figures.new()
+    _, ax = figures.new()
     ax.plot([0, 1], [0, 1])
     return fig
 
@@ -57,7 +57,7 @@ def test_a_pyplot_figure_is_not_left_open(shown):
 
 
 def test_what_is_drawn_later_has_the_style_too():
-    fig, ax = figures.new()
+    _, ax = figures.new()
     ax.plot([0, 1], [0, 1], label="a line")
     assert ax.get_lines()[0].get_linewidth() == figures.STYLE["lines.linewidth"]
     assert not ax.legend().get_frame_on()

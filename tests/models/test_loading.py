@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from labkit.core.errors import ModelError, OfflineError
+from labkit.core.errors import ModelError
 from labkit.models import bundled_folder, load, model_name
 
 
