@@ -20,7 +20,7 @@ def shown(monkeypatch):
 
 
 def drawn():
-    _, ax = figures.new()
+    fig, ax = figures.new()
     ax.plot([0, 1], [0, 1])
     return fig
 
