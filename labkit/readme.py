@@ -47,7 +47,18 @@ def score_block() -> str:
     return "\n".join(lines)
 
 
-BLOCKS = {"score": score_block}
+def times_block() -> str:
+    """How long the commands take, and where that was measured."""
+    result = _read("times.json")
+    lines = ["| command | | time |", "|---|---|---|"]
+    for row in result["rows"]:
+        minutes, seconds = divmod(row["seconds"], 60)
+        time = f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+        lines.append(f"| `{row['command']}` | {row['state']} | {time} |")
+    return "\n".join([*lines, "", f"Measured on {result['machine']}."])
+
+
+BLOCKS = {"score": score_block, "times": times_block}
 
 
 def filled(text: str) -> str:
