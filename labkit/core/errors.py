@@ -63,6 +63,10 @@ class FormatError(LabkitError, ValueError):
     """A file whose bytes do not follow the format that they should be in."""
 
 
+class StorageError(FormatError, OSError):
+    """A file that could not be written: the disk is full, or the place is closed to us."""
+
+
 class OfflineError(LabkitError, ConnectionError):
     """Something that only the network has was asked for, and there is no network."""
 
