@@ -8,29 +8,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from labkit.core.errors import LabkitError, SchemeError
-from labkit.core.metrics import sqnr_db
 from labkit.core.scheme import QuantScheme
 from labkit.core.tensor import QuantizedTensor
+from labkit.models.report import LayerReport, layer_report
 from labkit.models.walking import linear_layers, weight_matrix
 from labkit.quantize import rtn
 
 METHODS: dict[str, Callable[[Tensor, QuantScheme], QuantizedTensor]] = {"rtn": rtn.quantize}
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """What was done to one layer: its integers and the signal-to-noise ratio of its weights."""
-
-    name: str
-    method: str
-    quantized: QuantizedTensor
-    sqnr_db: float
 
 
 def map_weights(model: nn.Module, change: Callable[[str, Tensor], Tensor]) -> nn.Module:
@@ -61,7 +50,7 @@ def quantize_model(
             error.add_note(f"in layer {name} of shape {tuple(weight.shape)}")
             raise
         restored = quantized.dequantize()
-        reports.append(LayerReport(name, method, quantized, float(sqnr_db(weight, restored))))
+        reports.append(layer_report(name, method, weight, quantized))
         return restored
 
     return map_weights(model, change), reports

@@ -28,6 +28,11 @@ def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     return max(lists, key=lambda pair: len(pair[1]))
 
 
+def is_linear(module: nn.Module) -> bool:
+    """`nn.Linear`, or GPT-2's `Conv1D`, which is a linear layer stored the other way round."""
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Every linear layer inside the decoder blocks, by its full name, in order.
 
@@ -38,8 +43,7 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     prefix, blocks = decoder_blocks(model)
     found = {}
     for name, module in blocks.named_modules():
-        is_linear = isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
-        if is_linear and name.rsplit(".", 1)[-1] not in _HEADS:
+        if is_linear(module) and name.rsplit(".", 1)[-1] not in _HEADS:
             found[f"{prefix}.{name}"] = module
     return found
 
