@@ -73,3 +73,15 @@ class OfflineError(LabkitError, ConnectionError):
 
 class ExerciseError(LabkitError, ValueError):
     """An exercise that does not exist, or that was declared wrongly."""
+
+
+class ResumeError(LabkitError, ValueError):
+    """A run that was begun with other settings than those it is to go on with."""
+
+
+class PeerError(LabkitError, RuntimeError):
+    """A real library, run beside ours in its own environment, failed."""
+
+
+class PeerMissingError(PeerError):
+    """The environment of a real library is not there, or not whole."""

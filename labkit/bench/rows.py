@@ -1,0 +1,84 @@
+"""What one line of a comparison holds, and how its times are taken.
+
+A file of rows (gptq_rows.py, awq_rows.py, nf4_rows.py) defines
+
+    def rows(effort: Effort) -> Iterator[BenchRow]
+
+and is named in `labkit.bench.quantizers.SOURCES`. A peer whose environment is missing raises
+PeerMissingError, which the command shows in place of the row.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much to measure.
+
+    Attributes:
+        quick: smaller problems: the whole command in less than a minute.
+        rounds: how often each side is timed; ours and the peer's take turns.
+        threads: for both sides.
+    """
+
+    quick: bool = False
+    rounds: int = 5
+    threads: int = 2
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """One comparison.
+
+    Attributes:
+        what: the task, its sizes and settings.
+        peer: library and version.
+        seconds: ours, the median over rounds.
+        peer_seconds: theirs.
+        error: relative output error ‖ŷ - y‖ / ‖y‖ of ours (of the weights where nothing is
+            multiplied; ``note`` says so); None where there is nothing to compare.
+        peer_error: theirs, by the same formula on the same inputs.
+        rounds: how many times each was timed.
+        note: what the reader must know, such as a patch that the peer needs.
+    """
+
+    what: str
+    peer: str
+    seconds: float
+    peer_seconds: float
+    error: float | None
+    peer_error: float | None
+    rounds: int
+    note: str = ""
+
+    @property
+    def ratio(self) -> float:
+        """How many times as fast as the peer ours is."""
+        return self.peer_seconds / self.seconds
+
+    def as_dict(self) -> dict[str, object]:
+        """The row for a results file."""
+        return asdict(self) | {"ratio": self.ratio}
+
+
+def alternate(
+    ours: Callable[[], object], theirs: Callable[[], float], rounds: int
+) -> tuple[float, float]:
+    """Return (our seconds, their seconds), medians over ``rounds`` in which both take turns.
+
+    ``ours`` is timed here, after one call that is not; ``theirs`` returns the seconds that it
+    measured itself, in its own process.
+    """
+    ours()
+    mine, other = [], []
+    for _ in range(rounds):
+        other.append(theirs())
+        started = time.perf_counter()
+        ours()
+        mine.append(time.perf_counter() - started)
+    return statistics.median(mine), statistics.median(other)
