@@ -38,9 +38,10 @@ def model_size(model: nn.Module, reports: list[LayerReport], full_bits: int = _F
     total = parameter_count(model)
     if not reports:
         return Size(float(full_bits), total * full_bits // 8)
-    weights = sum(report.quantized.codes.numel() for report in reports)
-    bits = sum(r.quantized.bits_per_weight * r.quantized.codes.numel() for r in reports)
-    stored = sum(report.quantized.nbytes for report in reports)
+    layers = [report.quantized for report in reports if report.quantized is not None]
+    weights = sum(layer.shape.numel() for layer in layers)
+    bits = sum(layer.bits_per_weight * layer.shape.numel() for layer in layers)
+    stored = sum(layer.nbytes for layer in layers)
     return Size(bits / weights, stored + (total - weights) * full_bits // 8)
 
 
