@@ -1,7 +1,7 @@
 """On-disk formats of quantized models: one file a format, each a pair `save` and `load`.
 
-    save(checkpoint, path, **settings)      writes a folder that the format's own readers load
-    load(path) -> Checkpoint                reads it back, and what the real libraries wrote
+save(checkpoint, path, **settings)      writes a folder that the format's own readers load
+load(path) -> Checkpoint                reads it back, and what the real libraries wrote
 """
 
 from __future__ import annotations

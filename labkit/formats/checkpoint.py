@@ -7,7 +7,7 @@ config.json says about them under "quantization_config".
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -90,6 +90,45 @@ def read_folder(path: Path | str) -> Folder:
     quantization = quantization_of(path, config)
     config.pop(QUANTIZATION, None)
     return Folder(path, config, quantization, open_tensors(path), read_companions(path))
+
+
+class LazyLayers(Mapping[str, Quantized]):
+    """Quantized layers, each unpacked when it is asked for; a damaged one is refused then."""
+
+    def __init__(self, names: Iterable[str], read: Callable[[str], Quantized]) -> None:
+        self._names = dict.fromkeys(names)
+        self._read = read
+
+    def __getitem__(self, name: str) -> Quantized:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class Without(Mapping[str, torch.Tensor]):
+    """A mapping of tensors with some names left out; nothing is read before it is asked for."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], left_out: Iterable[str]) -> None:
+        out = set(left_out)
+        self._tensors = tensors
+        self._names = dict.fromkeys(name for name in tensors if name not in out)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def quantization_of(path: Path, config: Mapping[str, object]) -> dict[str, object]:
