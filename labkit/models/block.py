@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from labkit.core.errors import LabkitError, ModelError, ShapeError
 from labkit.core.finite import require_finite
 from labkit.core.quantized import Quantized
+from labkit.formats.checkpoint import InputQuantization
 from labkit.models.families import Family, Fold
 from labkit.models.walking import weight_matrix
 
@@ -75,7 +76,10 @@ class Block:
         self.family = family
         self.inputs = inputs
         self.kept = frozenset(kept)
+        #: What `replace` was given, by relative name.
         self.quantized: dict[str, Quantized] = {}
+        #: How the inputs of linears are quantized (W8A8), by relative name; empty for weights alone.
+        self.input_quantization: dict[str, InputQuantization] = {}
         self._on_replace = on_replace
         order = [linear for group in family.groups(module) for linear in group]
         #: Relative name -> module (nn.Linear or Conv1D), in the order in which they run.

@@ -153,13 +153,21 @@ def family(model: nn.Module) -> Family:
 
     Raises ModelError for an architecture that it does not know, naming those it does.
     """
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    return family_named(kind, type(model).__name__)
+
+
+def family_named(kind: object, where: str) -> Family:
+    """What labkit knows of the architecture with this `model_type`; `where` it was found.
+
+    Raises ModelError as `family` does.
+    """
     from labkit.models.families_table import FAMILIES
 
-    kind = getattr(getattr(model, "config", None), "model_type", None)
     if kind not in FAMILIES:
         raise ModelError(
             f"architecture {kind!r} is not one that labkit walks",
-            where=type(model).__name__,
+            where=where,
             remedy=f"Supported: {', '.join(FAMILIES)}.",
         )
-    return FAMILIES[kind]
+    return FAMILIES[str(kind)]

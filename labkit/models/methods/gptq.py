@@ -70,11 +70,7 @@ class Gptq(Settings):
                 loop=self.loop,
             )
         block.replace(linear, solution.quantized)
-        notes = []
-        if stats.tokens < weight.shape[1]:
-            notes.append(f"{stats.tokens} tokens for {weight.shape[1]} columns: damping decides")
-        if solution.damp != self.damp:
-            notes.append(f"damp raised from {self.damp:g} to {solution.damp:g}")
+        notes = [solution.note] if solution.note else []
         if solution.dead_columns:
             notes.append(f"{solution.dead_columns} columns that no input reaches were set to 0")
         return layer_report(

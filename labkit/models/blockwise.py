@@ -1,0 +1,253 @@
+"""The driver: walk a model block by block, quantize each, keep one in memory.
+
+Inputs are captured once, in front of the first block. Then, for each block: read its weights, let
+the method quantize its linears, send the inputs through it, drop it. Its outputs are the inputs of
+the next. With a work folder every finished block lies on the disk, and a run that was killed goes
+on behind the last one, to the same bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from labkit.core.errors import CalibrationError, ModelError
+from labkit.core.finite import require_finite
+from labkit.data.calibration import check_vocabulary
+from labkit.models.block import Block, BlockCall
+from labkit.models.capture import Captured, capture
+from labkit.models.methods.protocol import BlockMethod
+from labkit.models.report import LayerReport
+from labkit.models.result import QuantizedModel, result_of
+from labkit.models.resume import WorkFolder
+from labkit.models.sources import FolderSource, ModuleSource, open_source
+from labkit.models.storage import FinishedBlock
+
+Progress = Callable[[str, int, int], None]
+
+
+def quantize_blockwise(
+    source: nn.Module | Path | str,
+    method: BlockMethod,
+    calibration: Tensor | None = None,
+    *,
+    work: Path | str | None = None,
+    batch_size: int = 8,
+    keep: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> QuantizedModel:
+    """Quantize every linear of every decoder block; embedding, norms and head stay as they are.
+
+    Args:
+        source: a model in memory (it is not changed), or a folder in Hugging Face layout, of which
+            one block at a time is read.
+        method: one of `labkit.models.methods`.
+        calibration: token ids, int64 [sequences, length]; None for methods without calibration.
+        work: folder for what is finished; needed for a folder. The same call again goes on where
+            an earlier one ended, however it ended, with the same result.
+        batch_size: sequences that go through a block at a time.
+        keep: names of layers that stay in floating point; "*" stands for anything.
+        progress: called after each layer with its name, the layers done and their number.
+
+    Raises:
+        CalibrationError: no calibration for a method that needs it, or ids beyond the vocabulary.
+        ModelError: an architecture that labkit does not walk, or a folder that contradicts itself.
+        FormatError, StorageError: files that cannot be read, or written.
+        ResumeError: the work folder belongs to a run with other settings.
+        NonFiniteError, GroupSizeError, ...: what the method raises, with the layer's name.
+    """
+    opened = open_source(source)
+    if work is None and isinstance(opened, FolderSource):
+        raise ModelError(
+            "a folder is quantized into a work folder, and none was given",
+            where=str(source),
+            remedy="Pass work=, a folder on a disk with room for the result.",
+        )
+    ids = _checked_ids(opened, method, calibration)
+    walk = _Walk(opened, method, keep, progress)
+    folder = None
+    if work is not None:
+        asked = _asked(opened, method, ids, batch_size, keep)
+        folder = WorkFolder(Path(work), asked)
+    return walk.run(ids, batch_size, folder)
+
+
+class _Walk:
+    """One run over all blocks."""
+
+    def __init__(
+        self,
+        source: ModuleSource | FolderSource,
+        method: BlockMethod,
+        keep: Sequence[str],
+        progress: Progress | None,
+    ) -> None:
+        self.source = source
+        self.method = method
+        self.progress = progress
+        self.done = 0
+        linears = [
+            [name for group in source.family.groups(block) for name in group]
+            for block in source.blocks
+        ]
+        self.kept = _kept(source.prefix, linears, keep)
+        self.total = sum(map(len, linears)) - sum(map(len, self.kept))
+        self.linears = [
+            [name for name in names if name not in kept]
+            for names, kept in zip(linears, self.kept, strict=True)
+        ]
+
+    def run(self, ids: Tensor | None, batch_size: int, folder: WorkFolder | None) -> QuantizedModel:
+        first = 0 if folder is None else folder.finished()
+        finished = [self._restore(index, folder) for index in range(first)]
+        captured, hidden = None, []
+        if ids is not None and first < len(self.source.blocks):
+            captured = self._capture(ids, batch_size)
+            hidden = captured.hidden
+            captured.hidden = []
+            if first:
+                hidden = [h.to(ids.device) for h in folder.read_inputs(first)]
+        for index in range(first, len(self.source.blocks)):
+            block, outputs = self._quantize(index, captured, hidden)
+            if folder is not None:
+                folder.write(index, block, outputs)
+            self.source.close_block(index)
+            # With a folder the block is read again when it is wanted.
+            finished.append(None if isinstance(self.source, FolderSource) else block)
+            hidden = outputs or []
+        return result_of(self.source, finished, folder)
+
+    def _restore(self, index: int, folder: WorkFolder) -> FinishedBlock | None:
+        self.done += len(self.linears[index])
+        if self.progress is not None:
+            self.progress(f"{self.source.prefix}.{index}", self.done, self.total)
+        if isinstance(self.source, FolderSource):
+            return None
+        block = folder.read(index)
+        self.source.restore(index, block)
+        return block
+
+    def _capture(self, ids: Tensor, batch_size: int) -> Captured:
+        self.source.open_outer()
+        captured = capture(self.source.model, self.source.blocks, ids, batch_size)
+        self.source.close_outer()
+        for number, states in enumerate(captured.hidden):
+            require_finite(states, f"embeddings of calibration batch {number}")
+        return captured
+
+    def _quantize(
+        self, index: int, captured: Captured | None, hidden: list[Tensor]
+    ) -> tuple[FinishedBlock, list[Tensor] | None]:
+        module = self.source.open_block(index)
+        calls: list[BlockCall] = [] if captured is None else captured.calls(index, hidden)
+        block = Block(
+            f"{self.source.prefix}.{index}",
+            index,
+            module,
+            self.source.family,
+            calls,
+            kept=self.kept[index],
+            on_replace=self._tick,
+        )
+        last = index + 1 == len(self.source.blocks)
+        original = self.method.next_inputs == "original"
+        outputs = block.run() if calls and original and not last else None
+        reports = self.method.quantize_block(block)
+        if calls and not original and not last:
+            outputs = block.run()
+        for number, states in enumerate(outputs or []):
+            require_finite(states, f"outputs of {block.name}, calibration batch {number}")
+        return _finished(block, reports), outputs
+
+    def _tick(self, name: str) -> None:
+        self.done += 1
+        if self.progress is not None:
+            self.progress(name, self.done, self.total)
+
+
+def _finished(block: Block, reports: list[LayerReport]) -> FinishedBlock:
+    """What the block became; refuses a method that left a layer without a word."""
+    said = {report.name for report in reports if report.quantized is not None or report.note}
+    silent = [name for name in block.linears if block.full_name(name) not in said]
+    if silent:
+        raise ModelError(
+            f"the method said nothing about {', '.join(silent)}",
+            where=block.name,
+            remedy="A block method reports every layer: quantized, or why not.",
+        )
+    kept = [
+        LayerReport(block.full_name(name), "kept", None, float("inf"), note="kept as asked")
+        for name in sorted(block.kept)
+    ]
+    codes = {f"{name}.weight" for name in block.quantized}
+    tensors = {
+        name: tensor.detach().clone()
+        for name, tensor in block.module.state_dict().items()
+        if name not in codes
+    }
+    figures = [report.figures() for report in [*reports, *kept]]
+    return FinishedBlock(block.quantized, tensors, block.input_quantization, figures)
+
+
+def _kept(prefix: str, linears: list[list[str]], keep: Sequence[str]) -> list[set[str]]:
+    """For each block, the linears that a pattern of `keep` names."""
+    kept: list[set[str]] = [set() for _ in linears]
+    for pattern in keep:
+        hits = [
+            (index, name)
+            for index, names in enumerate(linears)
+            for name in names
+            if fnmatchcase(f"{prefix}.{index}.{name}", pattern)
+        ]
+        if not hits:
+            raise ModelError(
+                f"no layer is named {pattern!r}",
+                where="keep",
+                remedy=f"Layers have names such as {prefix}.0.{linears[0][0]}.",
+            )
+        for index, name in hits:
+            kept[index].add(name)
+    return kept
+
+
+def _checked_ids(
+    source: ModuleSource | FolderSource, method: BlockMethod, calibration: Tensor | None
+) -> Tensor | None:
+    if not method.needs_inputs:
+        return None
+    if calibration is None:
+        raise CalibrationError(
+            f"{method.name} needs calibration text",
+            remedy="Make it with labkit.data.calibration.calibration_set.",
+        )
+    check_vocabulary(calibration, source.model)
+    device = torch.device("cpu")
+    if isinstance(source, ModuleSource):
+        device = next(source.model.parameters()).device
+    return calibration.to(device)
+
+
+def _asked(
+    source: ModuleSource | FolderSource,
+    method: BlockMethod,
+    ids: Tensor | None,
+    batch_size: int,
+    keep: Sequence[str],
+) -> dict[str, Any]:
+    """What must be the same for a run to go on."""
+    text = None
+    if ids is not None:
+        text = hashlib.sha256(ids.cpu().contiguous().numpy().tobytes()).hexdigest()
+    return {
+        "model": source.fingerprint(),
+        "settings": method.settings(),
+        "calibration": {"sha256": text, "shape": None if ids is None else list(ids.shape)},
+        "batch_size": batch_size,
+        "keep": sorted(keep),
+    }

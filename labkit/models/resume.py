@@ -1,0 +1,111 @@
+"""The folder in which a run leaves what it has finished, so that a killed one goes on from there.
+
+    run.json                    what was asked for; another run must not go on in this folder
+    block-00000.safetensors     what block 0 became
+    inputs-00001.safetensors    what enters block 1
+
+The inputs of the next block are written before the block itself, and older inputs are removed after
+it. So whenever the run ends, blocks 0 to k-1 and the inputs of block k are there, whole.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from labkit.core.errors import ResumeError
+from labkit.formats.reading import open_tensors, read_json
+from labkit.formats.writing import save_tensors, write_json
+from labkit.models.storage import FinishedBlock, read_block, write_block
+
+
+class WorkFolder:
+    """A run's folder.
+
+    Args:
+        path: the folder; made if it is not there.
+        asked: what the run is to do, as JSON takes it: settings, calibration, model.
+
+    Raises:
+        ResumeError: a run with other settings was begun in it.
+        StorageError: it cannot be written to.
+    """
+
+    def __init__(self, path: Path, asked: dict[str, Any]) -> None:
+        self.path = path
+        record = path / "run.json"
+        if record.is_file():
+            _require_same(path, read_json(record), asked)
+        else:
+            _require_empty(path)
+            path.mkdir(parents=True, exist_ok=True)
+            write_json(record, asked)
+        for leftover in path.glob(".*.partial"):  # of a run that was killed while it wrote
+            leftover.unlink()
+
+    def finished(self) -> int:
+        """How many blocks are finished."""
+        count = 0
+        while self._block(count).is_file():
+            count += 1
+        return count
+
+    def read(self, index: int) -> FinishedBlock:
+        """A finished block."""
+        return read_block(self._block(index))
+
+    def read_inputs(self, index: int) -> list[Tensor]:
+        """What enters block `index`, batch by batch."""
+        batches = open_tensors(self._inputs(index))
+        return [batches[str(number)] for number in range(len(batches))]
+
+    def write(self, index: int, block: FinishedBlock, outputs: list[Tensor] | None) -> None:
+        """Keep a finished block and its outputs, which enter the next one (None: there is none).
+
+        Raises StorageError when the disk is full; what was finished before stays as it was.
+        """
+        if outputs is not None:
+            batches = {str(number): batch for number, batch in enumerate(outputs)}
+            save_tensors(self._inputs(index + 1), batches)
+        write_block(self._block(index), block)
+        self._inputs(index).unlink(missing_ok=True)
+
+    def _block(self, index: int) -> Path:
+        return self.path / f"block-{index:05}.safetensors"
+
+    def _inputs(self, index: int) -> Path:
+        return self.path / f"inputs-{index:05}.safetensors"
+
+
+def _require_empty(path: Path) -> None:
+    others = [] if not path.exists() else [path] if path.is_file() else list(path.iterdir())
+    if any(not (entry.name.startswith(".") and entry.suffix == ".partial") for entry in others):
+        raise ResumeError(
+            "it holds something else than a run of labkit",
+            where=str(path),
+            remedy="Name a folder that is empty or does not exist.",
+        )
+
+
+def _require_same(path: Path, begun: dict[str, Any], asked: dict[str, Any]) -> None:
+    old, new = _flat(begun), _flat(asked)
+    changed = [
+        f"{name} was {old.get(name)!r} and is {new.get(name)!r}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
+    if changed:
+        raise ResumeError(
+            f"a run with other settings was begun here: {'; '.join(changed)}",
+            where=str(path),
+            remedy="Give the settings of that run, or name another work folder.",
+        )
+
+
+def _flat(settings: Any, name: str = "") -> dict[str, Any]:
+    if not isinstance(settings, dict):
+        return {name: settings}
+    pieces = [_flat(value, f"{name}.{key}" if name else key) for key, value in settings.items()]
+    return {key: value for piece in pieces for key, value in piece.items()}
