@@ -1,10 +1,12 @@
 """Round-to-nearest: each weight goes to the closest point of its block's grid.
 
-No data and no search: the range of a block is its min and max. Every other method is measured
-against this one.
+No data, and unless asked for no search: the range of a block is its min and max. Every other
+method is measured against this one.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 
@@ -14,6 +16,7 @@ from labkit.core.errors import SchemeError
 from labkit.core.granularity import block_range, from_blocks, to_blocks
 from labkit.core.scheme import QuantScheme
 from labkit.core.tensor import QuantizedTensor
+from labkit.quantize import clipping
 
 
 def quantize(
@@ -21,6 +24,7 @@ def quantize(
     scheme: QuantScheme,
     *,
     scale_dtype: torch.dtype = torch.float16,
+    clip: Literal["none", "mse"] = "none",
 ) -> QuantizedTensor:
     """Quantize ``weight`` ([out, in], floating point) by rounding to nearest.
 
@@ -29,15 +33,24 @@ def quantize(
     that was rounded down to float16 (by at most 2^-11 of itself) may move the end of the grid by
     another (qmax - qmin) * 2^-11 steps: 0.007 for 4 bits, 0.12 for 8.
 
+    ``clip="mse"`` first cuts each block to the bound of least squared error (`clipping.search_clip`
+    without inputs): the largest weights move by more than half a step, all others by less.
+
     Raises:
         NonFiniteError: the weight holds NaN or infinity.
         GroupSizeError: the group size does not divide in.
         ShapeError: the weight is empty.
-        SchemeError: the weight is not floating point, or a scale is beyond ``scale_dtype``.
+        SchemeError: the weight is not floating point, a scale is beyond ``scale_dtype``, or
+            ``clip`` is neither "none" nor "mse".
     """
+    if clip not in ("none", "mse"):
+        raise SchemeError(f"clip {clip!r}", remedy='Choose "none" or "mse".')
     if not weight.is_floating_point():
         raise SchemeError(f"the weight is {weight.dtype}", remedy="Quantize real numbers.")
     weight = weight.detach()
+    if clip == "mse":
+        bound = clipping.search_clip(weight, scheme, scale_dtype=scale_dtype)
+        weight = clipping.clip(weight, bound, scheme)
     lo, hi = block_range(weight, scheme)
     scale, zero_point = choose_qparams(
         lo,
