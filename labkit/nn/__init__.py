@@ -1,0 +1,1 @@
+"""Modules that hold integers and compute with them."""
