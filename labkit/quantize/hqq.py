@@ -1,0 +1,183 @@
+"""HQQ: half-quadratic quantization, a fit of the zero-point that needs no data.
+
+Badri & Shaji 2023, "Half-Quadratic Quantization of Large Machine Learning Models"
+(mobiusml.github.io/hqq_blog), and their package `hqq`. The scale of a group is that of
+round-to-nearest, and stays. The zero-point becomes a real number, fitted so that
+
+    sum |w - ŵ|^p,    p = 0.7
+
+is small: with p < 1 a few large errors (outliers) weigh less than in a sum of squares. Such a sum
+has no gradient to follow. So the error is split off into a variable e of its own, and two steps,
+each with an exact solution, take turns:
+
+    e    <- shrink(w - ŵ)                    what remains of the error when all small ones are cut
+    zero <- mean(code - (w - e) / scale)     the best zero for the codes as they stand
+
+β, the strength of the tie between e and the error, grows by the factor κ each turn.
+
+Two departures from the package (0.2.8), so that our error is at most its error: a group keeps the
+best zero that it saw (there the turn that failed to improve still counts), and κ is applied (there
+it is a setting that the default solver does not read).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from labkit.core.affine import choose_qparams
+from labkit.core.errors import GroupSizeError, SchemeError, ShapeError
+from labkit.core.finite import require_finite
+from labkit.core.float_zero import FloatZeroTensor
+
+
+@dataclass(frozen=True)
+class HqqSolution:
+    """A quantized weight, and how the fit went.
+
+    Args:
+        quantized: codes, scale and real zero.
+        errors: mean |w - ŵ| over the whole weight before the first turn, after it, and so on.
+    """
+
+    quantized: FloatZeroTensor
+    errors: tuple[float, ...]
+
+
+def quantize(
+    weight: torch.Tensor,
+    bits: int = 4,
+    group_size: int | None = 64,
+    *,
+    scale_dtype: torch.dtype = torch.float16,
+    p: float = 0.7,
+    beta: float = 10.0,
+    kappa: float = 1.01,
+    iterations: int = 20,
+) -> FloatZeroTensor:
+    """The quantized weight of `solve`, alone."""
+    options = {"p": p, "beta": beta, "kappa": kappa, "iterations": iterations}
+    return solve(weight, bits, group_size, scale_dtype=scale_dtype, **options).quantized
+
+
+@torch.no_grad()
+def solve(
+    weight: torch.Tensor,
+    bits: int = 4,
+    group_size: int | None = 64,
+    *,
+    scale_dtype: torch.dtype = torch.float16,
+    p: float = 0.7,
+    beta: float = 10.0,
+    kappa: float = 1.01,
+    iterations: int = 20,
+) -> HqqSolution:
+    """Quantize ``weight`` ([out, in], floating point) to ``bits`` (1 to 8) in groups along in.
+
+    Args:
+        group_size: weights that share a scale and a zero; None for a whole row.
+        scale_dtype: what scales and zeros are stored in. Both are rounded to it before codes are
+            chosen, so that the codes fit what is kept.
+        p, beta, kappa: the norm, the tie and its growth, as above.
+        iterations: turns at most; 0 is round-to-nearest with a real zero. The fit ends when two
+            turns in a row did not lower the error.
+
+    Raises:
+        NonFiniteError: the weight holds NaN or infinity.
+        ShapeError: the weight is not a matrix, or empty.
+        GroupSizeError: the group size does not divide in.
+        SchemeError: bits or settings out of range, or a scale or zero beyond ``scale_dtype``: a
+            group far from 0 and narrow has a large zero.
+    """
+    _require_settings(p, beta, kappa, iterations)
+    groups = _groups(weight, group_size)
+    lo, hi = groups.amin(-1, keepdim=True).double(), groups.amax(-1, keepdim=True).double()
+    # A range [0, hi - lo]: HQQ's grid spans the group and need not hold 0.
+    scale, _ = choose_qparams(
+        torch.zeros_like(hi), hi - lo, bits, symmetric=False, scale_dtype=scale_dtype
+    )
+    step = scale.float()
+    zero = (-lo / step.double()).float()
+    best_zero, best_error = zero, torch.full_like(zero, torch.inf)
+    errors: list[float] = []
+    stalled = 0
+    for _ in range(iterations + 1):
+        stored = _stored_zero(zero, scale_dtype).float()
+        codes = _codes(groups, step, stored, bits)
+        residual = groups - (codes - stored) * step
+        error = residual.abs().mean(-1, keepdim=True)
+        better = error < best_error
+        best_zero = torch.where(better, stored, best_zero)
+        best_error = torch.where(better, error, best_error)
+        mean = float(error.mean())
+        stalled = stalled + 1 if errors and mean >= min(errors) else 0
+        errors.append(mean)
+        if stalled == 2:
+            break
+        kept = shrink(residual, beta, p)
+        zero = (codes - (groups - kept) / step).mean(-1, keepdim=True)
+        beta *= kappa
+    codes = _codes(groups, step, best_zero, bits).to(torch.uint8)
+    quantized = FloatZeroTensor(
+        codes.reshape(weight.shape),
+        scale.squeeze(-1),
+        best_zero.to(scale_dtype).squeeze(-1),
+        bits,
+        groups.shape[-1],
+    )
+    return HqqSolution(quantized, tuple(errors))
+
+
+def shrink(x: torch.Tensor, beta: float, p: float) -> torch.Tensor:
+    """Move x towards 0 by |x|^(p-1) / beta, at most to 0: the solution of the first step.
+
+    For p < 1 small values move furthest and large ones hardly at all. Lp shrinkage: Chartrand &
+    Yin 2016, "Nonconvex sparse regularization and splitting algorithms".
+    """
+    size = x.abs()
+    return torch.sign(x) * (size - size.pow(p - 1) / beta).clamp(min=0)
+
+
+def _codes(
+    groups: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, bits: int
+) -> torch.Tensor:
+    return torch.round(groups / scale + zero).clamp_(0, 2**bits - 1)
+
+
+def _groups(weight: torch.Tensor, group_size: int | None) -> torch.Tensor:
+    """The weight as float32 [out, in / group_size, group_size], checked."""
+    if not weight.is_floating_point():
+        raise SchemeError(f"the weight is {weight.dtype}", remedy="Quantize real numbers.")
+    if weight.ndim != 2 or weight.numel() == 0:
+        raise ShapeError(
+            f"a weight of shape {tuple(weight.shape)}", where="HQQ", remedy="Expected [out, in]."
+        )
+    require_finite(weight, "weight")
+    size = weight.shape[1] if group_size is None else group_size
+    if size < 1 or weight.shape[1] % size:
+        raise GroupSizeError(
+            f"group size {size} does not divide {weight.shape[1]} input columns", where="HQQ"
+        )
+    return weight.detach().float().unflatten(-1, (-1, size))
+
+
+def _stored_zero(zero: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    stored = zero.to(dtype)
+    if not bool(torch.isfinite(stored).all()):
+        raise SchemeError(
+            f"a zero of {float(zero.abs().max()):.4g} is beyond {dtype}",
+            where="HQQ",
+            remedy="A group far from 0 is too narrow: keep scales and zeros in float32"
+            " (scale_dtype=torch.float32).",
+        )
+    return stored
+
+
+def _require_settings(p: float, beta: float, kappa: float, iterations: int) -> None:
+    if not (0 < p <= 1 and beta > 0 and kappa >= 1 and iterations >= 0):
+        raise SchemeError(
+            f"p {p}, beta {beta}, kappa {kappa}, {iterations} iterations",
+            where="HQQ",
+            remedy="Needed: 0 < p <= 1, beta > 0, kappa >= 1, iterations >= 0.",
+        )

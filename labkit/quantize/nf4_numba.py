@@ -1,0 +1,105 @@
+"""The two loops of NF4 and FP4, compiled: the same bytes as the plain ones, many times faster.
+
+One pass over the weight. A block stays in the first-level cache while its largest magnitude is
+found, its codes are counted out and packed. Each step is a loop without branches over a block, so
+the compiler turns it into vector instructions; blocks are shared out over the cores.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+import torch
+
+# Blocks of 64 that one core takes at a time.
+_RUN = 1024
+_MANTISSA_AND_EXPONENT = np.int32(0x7FFFFFFF)
+_SMALLEST_DIVISOR = np.float32(1e-38)
+
+
+def encode(
+    values: torch.Tensor, boundaries: torch.Tensor, code_of: torch.Tensor, block_size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Whole blocks only: float32 [n] -> packed uint8 [n / 2], absmax float32 [n / block_size].
+
+    boundaries: the 15 midpoints, float32, rising; code_of: uint8 [16], place -> code.
+    """
+    numbers = values.contiguous().numpy()
+    packed = torch.empty(values.numel() // 2, dtype=torch.uint8)
+    absmax = torch.empty(values.numel() // block_size, dtype=torch.float32)
+    _encode(
+        numbers,
+        numbers.view(np.int32),
+        boundaries.numpy(),
+        code_of.numpy(),
+        packed.numpy(),
+        absmax.numpy(),
+        absmax.numpy().view(np.int32),
+        block_size,
+    )
+    return packed, absmax
+
+
+def decode(
+    packed: torch.Tensor, absmax: torch.Tensor, levels: torch.Tensor, block_size: int, count: int
+) -> torch.Tensor:
+    """Packed uint8 [ceil(count / 2)], absmax float32 [blocks] -> float32 [count].
+
+    levels: float32 [16], code -> number.
+    """
+    out = torch.empty(packed.numel() * 2, dtype=torch.float32)
+    pairs = torch.cartesian_prod(levels, levels).numpy().view(np.uint64).reshape(-1)
+    _decode(
+        packed.contiguous().numpy(),
+        absmax.contiguous().numpy(),
+        pairs,
+        out.numpy(),
+        out.numpy().view(np.uint64),
+        block_size,
+    )
+    return out[:count]
+
+
+@numba.njit(parallel=True, cache=True, error_model="numpy")
+def _encode(values, bits, boundaries, code_of, packed, absmax, absmax_bits, block_size):
+    blocks = absmax.size
+    run = max(1, _RUN * 64 // block_size)
+    for part in numba.prange((blocks + run - 1) // run):
+        unit = np.empty(block_size, np.float32)
+        places = np.empty(block_size, np.int32)
+        for block in range(part * run, min((part + 1) * run, blocks)):
+            start = block * block_size
+            # Without their sign bit floats are in the order of their bits, and a maximum of
+            # integers vectorises where one of floats, which must mind NaN, does not.
+            peak = np.int32(0)
+            for i in range(block_size):
+                peak = max(peak, bits[start + i] & _MANTISSA_AND_EXPONENT)
+            absmax_bits[block] = peak
+            inverse = np.float32(1) / max(absmax[block], _SMALLEST_DIVISOR)
+            for i in range(block_size):
+                unit[i] = values[start + i] * inverse
+                places[i] = 0
+            for k in range(boundaries.size):
+                boundary = boundaries[k]
+                for i in range(block_size):
+                    places[i] += np.int32(unit[i] > boundary)
+            for i in range(block_size // 2):
+                first, second = code_of[places[2 * i]], code_of[places[2 * i + 1]]
+                packed[start // 2 + i] = (first << 4) | second
+
+
+@numba.njit(parallel=True, cache=True, error_model="numpy")
+def _decode(packed, absmax, pairs, out, out_pairs, block_size):
+    half = block_size // 2
+    blocks = absmax.size
+    run = max(1, _RUN * 64 // block_size)
+    for part in numba.prange((blocks + run - 1) // run):
+        for block in range(part * run, min((part + 1) * run, blocks)):
+            first = block * half
+            last = min(first + half, packed.size)
+            # A byte stands for two floats: one look-up, one store of 8 bytes.
+            for i in range(first, last):
+                out_pairs[i] = pairs[packed[i]]
+            scale = absmax[block]
+            for i in range(2 * first, 2 * last):
+                out[i] *= scale
