@@ -9,6 +9,7 @@ import sys
 COMMANDS = {
     "doctor": ("labkit.doctor", "Check that this machine can run the course."),
     "score": ("labkit.evaluate.score_command", "Quantize a model with every method; one table."),
+    "quantize": ("labkit.models.quantize_command", "Quantize a model, write it in a format."),
     "course": ("labkit.course.command", "Progress, and proof that the exercises can be trusted."),
     "train-reference": ("labkit.training.reference_command", "Rebuild the bundled model."),
 }

@@ -78,7 +78,7 @@ class Block:
         self.kept = frozenset(kept)
         #: What `replace` was given, by relative name.
         self.quantized: dict[str, Quantized] = {}
-        #: How the inputs of linears are quantized (W8A8), by relative name; empty for weights alone.
+        #: How inputs of linears are quantized (W8A8), by relative name; empty for weights alone.
         self.input_quantization: dict[str, InputQuantization] = {}
         self._on_replace = on_replace
         order = [linear for group in family.groups(module) for linear in group]
@@ -107,7 +107,7 @@ class Block:
 
     @contextmanager
     def blaming(self, linear: str) -> Iterator[None]:
-        """Name the layer in any LabkitError that is raised inside; methods work on bare matrices."""
+        """Name the layer in any LabkitError raised inside: methods work on bare matrices."""
         try:
             yield
         except LabkitError as error:

@@ -33,7 +33,7 @@ Progress = Callable[[str, int, int], None]
 
 
 def quantize_blockwise(
-    source: nn.Module | Path | str,
+    source: nn.Module | FolderSource | Path | str,
     method: BlockMethod,
     calibration: Tensor | None = None,
     *,
@@ -66,7 +66,7 @@ def quantize_blockwise(
     if work is None and isinstance(opened, FolderSource):
         raise ModelError(
             "a folder is quantized into a work folder, and none was given",
-            where=str(source),
+            where=str(opened.skeleton.folder),
             remedy="Pass work=, a folder on a disk with room for the result.",
         )
     ids = _checked_ids(opened, method, calibration)

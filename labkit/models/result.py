@@ -115,7 +115,7 @@ class _Lazy(Mapping[str, Any]):
 
 
 class _Reader:
-    """Reads layers and tensors, keeping the block that was read last: they are asked for in turn."""
+    """Reads layers and tensors, and keeps the block that was read last."""
 
     def __init__(self, source: FolderSource, folder: WorkFolder) -> None:
         self._skeleton = source.skeleton

@@ -163,6 +163,8 @@ class FolderSource:
         return [name for name in names if name not in heads]
 
 
-def open_source(source: nn.Module | Path | str) -> ModuleSource | FolderSource:
-    """The source for a model in memory or a folder."""
+def open_source(source: nn.Module | FolderSource | Path | str) -> ModuleSource | FolderSource:
+    """The source for a model in memory or a folder; an open one is handed back."""
+    if isinstance(source, FolderSource):
+        return source
     return ModuleSource(source) if isinstance(source, nn.Module) else FolderSource(Path(source))

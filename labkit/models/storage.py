@@ -80,6 +80,8 @@ def _apart(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
         return {"tensor": name}
     if isinstance(value, torch.dtype):
         return {"dtype": str(value).removeprefix("torch.")}
+    if isinstance(value, torch.Size):
+        return {"size": list(value)}
     if isinstance(value, (list, tuple)):
         kind = "list" if isinstance(value, list) else "tuple"
         return {kind: [_apart(item, f"{name}.{i}", tensors) for i, item in enumerate(value)]}
@@ -106,6 +108,8 @@ def _together(node: Any, tensors: Any) -> Any:
             return tensors[name]
         case {"dtype": name}:
             return getattr(torch, name)
+        case {"size": sides}:
+            return torch.Size(sides)
         case {"list": items}:
             return [_together(item, tensors) for item in items]
         case {"tuple": items}:

@@ -1,0 +1,76 @@
+"""Capture: what a model passes to its blocks, of old and new transformers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_models import tiny, tokens
+from torch import nn
+
+from labkit.core.errors import ModelError
+from labkit.models.capture import capture
+from labkit.models.walking import decoder_blocks
+
+
+class Step(nn.Module):
+    def forward(self, hidden_states, scale, mask=None):
+        return (hidden_states * scale,)
+
+
+class OldStyle(nn.Module):
+    """Blocks that return tuples, called with positional arguments: transformers up to 4.53."""
+
+    def __init__(self, count: int, calls: int | None = None) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(10, 4)
+        self.blocks = nn.ModuleList(Step() for _ in range(count))
+        self.calls = count if calls is None else calls
+
+    def forward(self, input_ids, use_cache):
+        hidden = self.embed(input_ids)
+        for block in self.blocks[: self.calls]:
+            hidden = block(hidden, 2.0, mask=torch.ones(input_ids.shape[1]))[0]
+        return hidden
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 7])
+def test_blocks_that_return_tuples(count: int, batch_size: int) -> None:
+    model, ids = OldStyle(count), tokens(7, 5, 10)
+    captured = capture(model, list(model.blocks), ids, batch_size)
+    assert torch.equal(torch.cat(captured.hidden), model.embed(ids))
+    assert [len(extras) for extras in captured.extras] == [count] * len(captured.hidden)
+    call = captured.calls(count - 1, captured.hidden)[-1]
+    assert call.args == (2.0,) and torch.equal(call.kwargs["mask"], torch.ones(5))
+    # What is equal is kept once, however many batches and blocks there are.
+    masks = {id(c.kwargs["mask"]) for extras in captured.extras for c in extras}
+    assert len(masks) == 1
+
+
+def test_blocks_are_themselves_again_afterwards() -> None:
+    model = tiny("llama")
+    blocks = list(decoder_blocks(model)[1])
+    before = model(tokens()).logits
+    capture(model, blocks, tokens(), 2)
+    assert all("forward" not in vars(block) for block in blocks)
+    assert torch.equal(model(tokens()).logits, before)
+
+
+def test_a_model_that_does_not_call_all_blocks_is_refused() -> None:
+    model = OldStyle(3, calls=2)
+    with pytest.raises(ModelError, match="2 of 3 blocks were called"):
+        capture(model, list(model.blocks), tokens(2, 5, 10), 2)
+    assert all("forward" not in vars(block) for block in model.blocks)
+
+
+def test_layers_of_two_kinds_keep_their_own_masks() -> None:
+    model = tiny("gemma3_text")
+    blocks = list(decoder_blocks(model)[1])
+    captured = capture(model, blocks, tokens(4, 16), 2)
+    first, second = (captured.calls(i, captured.hidden)[0].kwargs for i in range(2))
+    differ = [
+        key for key in first
+        if isinstance(first[key], torch.Tensor) != isinstance(second[key], torch.Tensor)
+        or (isinstance(first[key], tuple) and not torch.equal(first[key][0], second[key][0]))
+    ]  # fmt: skip
+    assert differ
