@@ -7,9 +7,9 @@ Surgeon): with U the upper triangular factor of H⁻¹ = Uᵀ U,
 
     err_j = (w_j - q_j) / U_jj            w_k ← w_k - err_j U_jk   for all k > j
 
-and the damage grows by exactly err_j². Every row does so by itself, with the same U. Source: Frantar
-et al. 2023, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers",
-Algorithm 1.
+and the damage grows by exactly err_j². Every row does so by itself, with the same U. Source:
+Frantar et al. 2023, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
+Transformers", Algorithm 1.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from labkit.core.errors import CalibrationError, SchemeError, ShapeError
 from labkit.core.finite import require_finite
 from labkit.core.scheme import QuantScheme
 from labkit.core.tensor import QuantizedTensor
-from labkit.quantize.gptq_factor import damped_factor
 from labkit.quantize.gptq_grid import Grid
 from labkit.quantize.gptq_order import by_group_importance, by_importance, inverse
+from labkit.quantize.gptq_repair import ByInverse, BySubstitution, damped
 from labkit.quantize.hessian import InputStats
 
 
@@ -68,6 +68,7 @@ def solve(
     static_groups: bool = False,
     group_aware: bool = False,
     scale_dtype: torch.dtype = torch.float16,
+    route: Literal["substitution", "inverse"] = "substitution",
     loop: Literal["numba", "plain"] = "numba",
 ) -> GptqSolution:
     """Quantize ``weight`` ([out, in], floating point) so that its outputs change least.
@@ -83,15 +84,18 @@ def solve(
             needs no g_idx.
         group_aware: reorder inside of groups, and whole groups (`gptq_order`); no g_idx.
         scale_dtype: what scales are rounded to, before codes are chosen for them.
+        route: how errors are passed on (`labkit.quantize.gptq_repair`): without inverting H, or by
+            the three factorisations of the paper's code, which give AutoGPTQ's integers bit by bit.
+            The two differ by the rounding of float32 alone.
         loop: the compiled inner loop or the plain one: the same bits. A weight that is not on the
             CPU always takes the plain one.
 
     A group's scale is fitted when its first column is reached. As in AutoGPTQ, it then sees the
-    errors of all *blocks* before, not of the columns before it in its own block: with groups smaller
-    than the block those weights are slightly stale. (Marlin's variant fits on the current ones;
-    ``block_size=group_size`` does it here.) Dead columns are treated as AutoGPTQ does: weight 0, and
-    1 on the diagonal of H. It differs where AutoGPTQ clips half of the range: in a symmetric group
-    without a negative weight.
+    errors of all *blocks* before, not of the columns before it in its own block: with groups
+    smaller than the block those weights are slightly stale. (Marlin's variant fits on the current
+    ones; ``block_size=group_size`` does it here.) Dead columns are treated as AutoGPTQ does: weight
+    0, and 1 on the diagonal of H. It differs where AutoGPTQ clips half of the range: in a symmetric
+    group without a negative weight.
 
     Raises:
         NonFiniteError: the weight, or H, holds NaN or infinity.
@@ -118,10 +122,11 @@ def solve(
             remedy="Check the calibration text, and the layers in front of this one.",
         )
     hessian.diagonal()[dead] = 1
-    w[:, dead] = 0
+    if bool(dead.any()):
+        w[:, dead] = 0
 
     if static_groups:
-        grid.fit_groups(w, 0, columns)
+        grid.fit_groups(0, columns, w)
     order = None
     if act_order:
         order = by_importance(hessian.diagonal())
@@ -131,26 +136,28 @@ def solve(
         w, hessian = w[:, order], hessian[order][:, order]
         if grouped and (static_groups or group_aware):
             grid.group = grid.group[order]
-    original = w.clone()
 
-    upper, used, added = damped_factor(hessian, damp)
+    kind = ByInverse if route == "inverse" else BySubstitution
+    repair, used, added = damped(kind, w, hessian, damp)
+    round_columns = round_block
+    if loop == "numba" and w.device.type == "cpu":
+        round_columns = round_block_compiled
     codes = torch.empty(rows, columns, dtype=scheme.code_dtype, device=w.device)
-    errors = torch.empty(rows, block_size, device=w.device)
-    damage = 0.0
+    damage = distance = 0.0
     for start in range(0, columns, block_size):
         stop = min(start + block_size, columns)
-        if grouped and not static_groups:
-            grid.fit_groups(w, start, stop)
-        block, wrong = w[:, start:stop], errors[:, : stop - start]
-        columns_here = (grid, start, stop, codes[:, start:stop], wrong)
-        if loop == "numba" and w.device.type == "cpu":
-            _round_compiled(block, upper[start:stop, start:stop], *columns_here)
-        else:
-            round_block(block, upper[start:stop, start:stop], *columns_here)
-        damage += float(wrong.square().sum(dtype=torch.float64))
-        w[:, stop:] -= wrong @ upper[start:stop, stop:]
+        fitting = grouped and not static_groups
+        block = repair.corrected(start, grid.reach(start, stop) if fitting else stop)
+        if fitting:
+            grid.fit_groups(start, stop, block)
+        rounded = block[:, : stop - start].contiguous()
+        factor = repair.factor(start, stop)
+        errors = round_columns(rounded, factor, grid, start, codes[:, start:stop])
+        repair.pass_on(start, rounded, errors)
+        damage += float(torch.linalg.vector_norm(errors)) ** 2
+        distance += float(torch.dist(rounded, w[:, start:stop])) ** 2
     # Σ err² is tr(D (H + added I) Dᵀ): take off what damping added.
-    loss = max(0.0, damage - added * float((original - w).square().sum(dtype=torch.float64)))
+    loss = max(0.0, damage - added * distance)
 
     g_idx = None
     if order is not None:
@@ -164,22 +171,22 @@ def solve(
 
 
 def round_block(
-    weight: torch.Tensor,
-    factor: torch.Tensor,
-    grid: Grid,
-    start: int,
-    stop: int,
-    codes: torch.Tensor,
-    errors: torch.Tensor,
-) -> None:
-    """Round the columns start..stop one by one: weight ([out, block]) becomes its rounded values.
+    weight: torch.Tensor, factor: torch.Tensor, grid: Grid, start: int, codes: torch.Tensor
+) -> torch.Tensor:
+    """Round a block of columns one by one; return their errors err_j, float32 [out, block].
 
-    ``factor`` is the diagonal block of U; ``codes`` and ``errors`` ([out, block]) are written. This
-    is the inner loop of Algorithm 1, and what `labkit.quantize.gptq_numba` is tested against.
+    This is the inner loop of Algorithm 1, and what `labkit.quantize.gptq_numba` is tested against.
+
+    Args:
+        weight: float32 [out, block], corrected for all columns before the block, which begins at
+            column ``start`` of the order of rounding; becomes what its codes stand for.
+        factor: float32 [block, block], the block of U.
+        codes: int8 or uint8 [out, block]; written.
     """
-    for j in range(stop - start):
-        group = int(grid.group[start + j])
-        scale, zero = grid.scale[:, group].float(), grid.zero_point[:, group].float()
+    errors = torch.empty_like(weight)
+    for j in range(weight.shape[1]):
+        group = grid.group[start + j]
+        scale, zero = grid.scale[:, group], grid.zero[:, group]
         w = weight[:, j].clone()
         # 1. The nearest code, and what it stands for.
         code = ((w / scale).round() + zero).clamp(grid.scheme.qmin, grid.scheme.qmax)
@@ -188,34 +195,31 @@ def round_block(
         error = (w - rounded) / factor[j, j]
         # 3. All later columns of the block move to make up for it.
         weight[:, j + 1 :] -= error.unsqueeze(1) * factor[j, j + 1 :]
-        weight[:, j], codes[:, j], errors[:, j] = rounded, code.to(codes.dtype), error
+        weight[:, j], codes[:, j], errors[:, j] = rounded, code, error
+    return errors
 
 
-def _round_compiled(
-    weight: torch.Tensor,
-    factor: torch.Tensor,
-    grid: Grid,
-    start: int,
-    stop: int,
-    codes: torch.Tensor,
-    errors: torch.Tensor,
-) -> None:
-    """`round_block` by way of Numba."""
+def round_block_compiled(
+    weight: torch.Tensor, factor: torch.Tensor, grid: Grid, start: int, codes: torch.Tensor
+) -> torch.Tensor:
+    """`round_block` by way of Numba: the same arguments, the same bits; tensors on the CPU."""
     import numpy as np
 
     from labkit.quantize import gptq_numba
 
+    errors = torch.empty_like(weight)
     gptq_numba.round_block(
         weight.numpy(),
         factor.numpy(),
-        grid.scale.float().numpy(),
-        grid.zero_point.float().numpy(),
-        grid.group[start:stop].numpy(),
+        grid.scale.numpy(),
+        grid.zero.numpy(),
+        grid.group[start : start + weight.shape[1]].numpy(),
         np.float32(grid.scheme.qmin),
         np.float32(grid.scheme.qmax),
         codes.numpy(),
         errors.numpy(),
     )
+    return errors
 
 
 def _check(

@@ -1,7 +1,7 @@
 """The grids that GPTQ rounds to: which scale a column uses, and when that scale is chosen.
 
-The scales of a whole row (or tensor) are chosen once, before anything moves. Scales of groups are
-chosen when the group's first column is reached, from weights that carry the errors of all columns
+The scale of a whole row (or tensor) is chosen once, before anything moves. The scale of a group is
+chosen when the group's first column is reached, from weights that carry the errors of the blocks
 before; or, with static groups, once and for all from the weights as they were.
 """
 
@@ -22,14 +22,16 @@ class Grid:
 
     Args:
         scheme: bits, symmetry, granularity.
-        scale: [out, groups], the dtype that is stored; one group for channel and tensor.
-        zero_point: int32 [out, groups].
+        scale_dtype: what scales are rounded to, and stored as.
+        scale: float32 [out, groups]; one group for channel and tensor.
+        zero: float32 [out, groups], whole numbers.
         group: int64 [in], the group of the i-th column in the order of rounding.
     """
 
     scheme: QuantScheme
+    scale_dtype: torch.dtype
     scale: torch.Tensor
-    zero_point: torch.Tensor
+    zero: torch.Tensor
     group: torch.Tensor
 
     @classmethod
@@ -42,41 +44,47 @@ class Grid:
         rows, columns = weight.shape
         groups = scale_shape(weight.shape, scheme)[-1]
         size = scheme.group_size or columns
-        device = weight.device
-        return cls(
-            scheme,
-            torch.ones(rows, groups, dtype=scale_dtype, device=device),
-            torch.zeros(rows, groups, dtype=torch.int32, device=device),
-            torch.arange(columns, device=device) // size,
-        )
+        scale = torch.ones(rows, groups, device=weight.device)
+        group = torch.arange(columns, device=weight.device) // size
+        return cls(scheme, scale_dtype, scale, torch.zeros_like(scale), group)
 
     def fit(self, piece: torch.Tensor, group: int) -> None:
         """Choose scale and zero-point of ``group`` from ``piece`` ([out, columns], float32)."""
         lo, hi = torch.aminmax(piece, dim=1)
         if self.scheme.granularity == "tensor":
             lo, hi = lo.amin().expand_as(lo), hi.amax().expand_as(hi)
-        self.scale[:, group], self.zero_point[:, group] = choose_qparams(
+        scale, zero = choose_qparams(
             lo,
             hi,
             self.scheme.bits,
             self.scheme.symmetric,
             narrow_range=self.scheme.narrow_range,
-            scale_dtype=self.scale.dtype,
+            scale_dtype=self.scale_dtype,
         )
+        self.scale[:, group], self.zero[:, group] = scale, zero
 
-    def fit_groups(self, weight: torch.Tensor, start: int, stop: int) -> None:
+    def fit_groups(self, start: int, stop: int, piece: torch.Tensor) -> None:
         """Choose the scales of all groups whose first column is in [start, stop).
 
-        ``weight`` ([out, in]) is in the order of rounding.
+        ``piece`` ([out, reach - start], float32) holds the columns from ``start`` on.
         """
-        size = self.scheme.group_size or weight.shape[1]
-        first = -(-start // size) * size
-        for column in range(first, stop, size):
-            self.fit(weight[:, column : column + size], int(self.group[column]))
+        for column in self._starts(start, stop):
+            columns = slice(column - start, column - start + self._size)
+            self.fit(piece[:, columns], int(self.group[column]))
+
+    def reach(self, start: int, stop: int) -> int:
+        """Return the end of the last group that starts in [start, stop), at least ``stop``."""
+        return max([stop, *(column + self._size for column in self._starts(start, stop))])
+
+    @property
+    def _size(self) -> int:
+        return self.scheme.group_size or self.group.numel()
+
+    def _starts(self, start: int, stop: int) -> range:
+        return range(-(-start // self._size) * self._size, stop, self._size)
 
     def stored(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return scale and zero_point in the shape of scales, as QuantizedTensor keeps them."""
-        one = self.scheme.granularity == "tensor"
-        scale = self.scale[:1] if one else self.scale
-        zeros = self.zero_point[:1] if one else self.zero_point
-        return scale, None if self.scheme.symmetric else zeros
+        rows = 1 if self.scheme.granularity == "tensor" else None
+        scale = self.scale[:rows].to(self.scale_dtype)
+        return scale, None if self.scheme.symmetric else self.zero[:rows].to(torch.int32)

@@ -27,12 +27,12 @@ def round_block(weight, factor, scale, zero, group, qmin, qmax, codes, errors):
 
     Args:
         weight: float32 [out, block], corrected for all columns before; overwritten.
-        factor: float32 [block, block], the upper triangular factor's diagonal block.
+        factor: float32 [block, block], the block of U.
         scale, zero: float32 [out, groups].
         group: int64 [block], the column's group.
         qmin, qmax: float32, the ends of the integer range.
         codes: int8 or uint8 [out, block]; written.
-        errors: float32 [out, block]; written: (weight - rounded) / factor's diagonal.
+        errors: float32 [out, block]; written.
     """
     rows, columns = weight.shape
     for chunk in numba.prange((rows + ROWS - 1) // ROWS):

@@ -1,0 +1,173 @@
+"""How the errors of rounded columns reach the columns that are left: two ways to the same numbers.
+
+With H⁻¹ = Uᵀ U, U upper triangular, rounding column j to q_j moves the rest of the row by
+
+    err_j = (w_j - q_j) / U_jj            w_k ← w_k - err_j U_jk   for all k > j
+
+(Frantar et al. 2023, section 3.3). `ByInverse` does that, as the paper's code, AutoGPTQ and
+GPTQModel do, bit by bit. It takes three factorisations: H = L Lᵀ, H⁻¹ from L, H⁻¹ = Uᵀ U.
+
+`BySubstitution` takes one. Let R = U⁻¹, which is upper triangular with H = R Rᵀ. Then err is
+
+    err = (w - q) R,      the sum over k <= j of (w_k - q_k) R_kj,
+
+with w as it was in the beginning, and the damage of the row is ‖err‖². Of the columns to come it is
+known what the rounded ones put into that sum, S = Σ (w_k - q_k) R_k·; they cancel it by moving to
+w + S R⁻¹, where the R of one block is inverted and never the whole. That is GPTQ by back
+substitution: the same weights, a third of the arithmetic before the first column, and less lost to
+rounding. See Chen et al. 2025, "The Geometry of LLM Quantization: GPTQ as Babai's Nearest Plane
+Algorithm".
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, Self
+
+import torch
+
+from labkit.core.errors import CalibrationError
+
+_LARGEST = 1.0
+_GROWTH = 2.0
+_FIRST = 1e-3
+_BLOCK = 256  # LAPACK's own blocks keep half of a CPU's arithmetic idle at 4096 columns
+
+
+class Repair(Protocol):
+    """The weight while it is rounded block by block; columns in the order of rounding."""
+
+    @classmethod
+    def start(cls, weight: torch.Tensor, hessian: torch.Tensor) -> Self | None:
+        """Factor ``hessian`` (float32 [in, in]); None if it is not positive definite in float32."""
+
+    def corrected(self, start: int, stop: int) -> torch.Tensor:
+        """Return these columns, [out, stop - start], moved by all errors passed on so far."""
+
+    def factor(self, start: int, stop: int) -> torch.Tensor:
+        """Return the diagonal block of U, [stop - start, stop - start]."""
+
+    def pass_on(self, start: int, rounded: torch.Tensor, errors: torch.Tensor) -> None:
+        """Tell the columns behind the block that began at ``start`` how it was rounded.
+
+        ``rounded`` is what its codes stand for, ``errors`` its err_j, both [out, block].
+        """
+
+
+class ByInverse:
+    """The three factorisations, and the weights moved after every block."""
+
+    def __init__(self, weight: torch.Tensor, upper: torch.Tensor) -> None:
+        self._weight = weight.clone()
+        self._upper = upper
+
+    @classmethod
+    def start(cls, weight: torch.Tensor, hessian: torch.Tensor) -> ByInverse | None:
+        """Factor the Hessian; see `Repair`."""
+        lower, failed = torch.linalg.cholesky_ex(hessian)
+        if int(failed):
+            return None
+        upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+        if int(failed) or not _finite(upper):
+            return None
+        return cls(weight, upper)
+
+    def corrected(self, start: int, stop: int) -> torch.Tensor:
+        """The columns as they are now; see `Repair`."""
+        return self._weight[:, start:stop].clone()
+
+    def factor(self, start: int, stop: int) -> torch.Tensor:
+        """A block of U; see `Repair`."""
+        return self._upper[start:stop, start:stop]
+
+    def pass_on(self, start: int, rounded: torch.Tensor, errors: torch.Tensor) -> None:
+        """Move all later columns; see `Repair`."""
+        stop = start + errors.shape[1]
+        self._weight[:, stop:].addmm_(errors, self._upper[start:stop, stop:], alpha=-1)
+
+
+class BySubstitution:
+    """One factorisation, and the sums that later columns have to cancel."""
+
+    def __init__(self, weight: torch.Tensor, root: torch.Tensor) -> None:
+        self._weight = weight
+        self._root = root
+        self._sums = torch.zeros_like(weight)
+
+    @classmethod
+    def start(cls, weight: torch.Tensor, hessian: torch.Tensor) -> BySubstitution | None:
+        """Factor the Hessian; see `Repair`."""
+        # Upside down, R is lower triangular: P H P = K Kᵀ with K = P R P, where P reverses rows.
+        lower = _cholesky(hessian.flip(0, 1))
+        return None if lower is None else cls(weight, lower.flip(0, 1))
+
+    def corrected(self, start: int, stop: int) -> torch.Tensor:
+        """The original columns, and what cancels their sums; see `Repair`."""
+        return torch.addmm(
+            self._weight[:, start:stop], self._sums[:, start:stop], self.factor(start, stop)
+        )
+
+    def factor(self, start: int, stop: int) -> torch.Tensor:
+        """The inverse of a block of R, which is that block of U; see `Repair`."""
+        root = self._root[start:stop, start:stop]
+        identity = torch.eye(stop - start, device=root.device)
+        return torch.linalg.solve_triangular(root, identity, upper=True)
+
+    def pass_on(self, start: int, rounded: torch.Tensor, errors: torch.Tensor) -> None:
+        """Add to the sums of all later columns; see `Repair`."""
+        stop = start + errors.shape[1]
+        change = self._weight[:, start:stop] - rounded
+        self._sums[:, stop:].addmm_(change, self._root[start:stop, stop:])
+
+
+def damped(
+    kind: type[Repair], weight: torch.Tensor, hessian: torch.Tensor, damp: float
+) -> tuple[Repair, float, float]:
+    """Start ``kind`` with H + damp · mean(diag(H)) · I; where that has no factor, double damp.
+
+    Returns:
+        The repair, the damp that was used (at most 1) and what was added to the diagonal.
+
+    Raises:
+        CalibrationError: not even a damp of 1 is enough.
+    """
+    mean = hessian.diagonal().mean()
+    used = damp
+    while True:
+        added = used * mean
+        shifted = hessian.clone()
+        shifted.diagonal().add_(added)
+        repair = kind.start(weight, shifted)
+        if repair is not None:
+            return repair, used, float(added)
+        if used >= _LARGEST:
+            raise CalibrationError(
+                f"H cannot be factored, not even with damp {used:g}",
+                where=f"GPTQ, Hessian of shape {tuple(hessian.shape)}",
+                remedy="H is a sum of x xᵀ: is it symmetric, with a diagonal that is not negative?",
+            )
+        used = min(max(used * _GROWTH, _FIRST), _LARGEST)
+
+
+def _cholesky(matrix: torch.Tensor) -> torch.Tensor | None:
+    """The lower triangular K with ``matrix`` = K Kᵀ, written over it; None if there is none.
+
+    Almost all of the arithmetic is in matrix products. Above the diagonal nothing is changed.
+    """
+    size = matrix.shape[0]
+    for start in range(0, size, _BLOCK):
+        stop = min(start + _BLOCK, size)
+        corner, failed = torch.linalg.cholesky_ex(matrix[start:stop, start:stop])
+        if int(failed) or not _finite(corner):
+            return None
+        matrix[start:stop, start:stop] = corner
+        below = matrix[stop:, start:stop]
+        below.copy_(torch.linalg.solve_triangular(corner, below.T, upper=False).T)
+        for left in range(stop, size, _BLOCK):
+            right = min(left + _BLOCK, size)
+            pair = matrix[left:, start:stop], matrix[left:right, start:stop].T
+            matrix[left:, left:right].addmm_(*pair, alpha=-1)
+    return matrix
+
+
+def _finite(factor: torch.Tensor) -> bool:
+    return bool(torch.isfinite(factor.diagonal()).all())
