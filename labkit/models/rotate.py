@@ -66,9 +66,15 @@ def rotate(model: nn.Module, rotation: Tensor | None = None, seed: int = 0) -> R
     return Rotated(changed, q, tuple(notes))
 
 
+def _head(model: nn.Module) -> tuple[nn.Module, str]:
+    """The projection to the vocabulary, and its name, which differs between families."""
+    head = model.get_output_embeddings()
+    return head, next(name for name, module in model.named_modules() if module is head)
+
+
 def _untie(model: nn.Module, stream: ResidualStream) -> list[str]:
     """Give the head a tensor of its own where it shares the embedding's."""
-    head = model.get_submodule(stream.head)
+    head, name = _head(model)
     embedding = model.get_submodule(stream.embeddings[0])
     if head.weight is not embedding.weight:
         return []
@@ -76,7 +82,7 @@ def _untie(model: nn.Module, stream: ResidualStream) -> list[str]:
     model.config.tie_word_embeddings = False
     extra = head.weight.numel()
     return [
-        f"{stream.head} shared the tensor of {stream.embeddings[0]} and now has its own: "
+        f"{name} shared the tensor of {stream.embeddings[0]} and now has its own: "
         f"{extra:,} weights more to store."
     ]
 
@@ -88,11 +94,11 @@ def fuse_norms(model: nn.Module, stream: ResidualStream) -> list[str]:
     what else changed, in sentences.
     """
     notes = []
-    head = model.get_submodule(stream.head)
+    head, name = _head(model)
     final = model.get_submodule(stream.final_norm)
     if getattr(final, "bias", None) is not None and head.bias is None:
         head.bias = nn.Parameter(head.weight.new_zeros(head.weight.shape[0]))
-        notes.append(f"{stream.head} got a bias, to take the one of {stream.final_norm}.")
+        notes.append(f"{name} got a bias, to take the one of {stream.final_norm}.")
     for block in model.get_submodule(stream.blocks):
         for norm, readers in stream.reads:
             _fuse(block.get_submodule(norm), [block.get_submodule(r) for r in readers], stream)
@@ -160,7 +166,7 @@ def _rotate_stream(model: nn.Module, stream: ResidualStream, q: Tensor) -> None:
     readers = [
         block.get_submodule(r) for block in blocks for _, names in stream.reads for r in names
     ]
-    for reader in [*readers, model.get_submodule(stream.head)]:
+    for reader in [*readers, _head(model)[0]]:
         weight = weight_matrix(reader)
         weight.copy_(rotate_input(weight, q))
     for writer in _writers(model, stream):

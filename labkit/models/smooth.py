@@ -57,7 +57,7 @@ class ChannelMaxima:
 
 @dataclass(frozen=True)
 class Smoothed:
-    """What `smooth` made: the model, alpha by the folded norm's full name, and what was left out."""
+    """The model, alpha by the full name of the norm it was folded into, and what was left out."""
 
     model: nn.Module
     alphas: dict[str, float]
