@@ -11,7 +11,8 @@ from pathlib import Path
 from types import ModuleType
 
 from labkit.core.errors import FormatError
-from labkit.formats.checkpoint import Checkpoint, InputQuantization, quantization_of
+from labkit.formats.checkpoint import Checkpoint, quantization_of
+from labkit.formats.inputs import InputQuantization
 from labkit.formats.reading import read_json
 
 __all__ = ["FORMATS", "Checkpoint", "InputQuantization", "detect", "load"]

@@ -45,13 +45,13 @@ PARTS = ("qweight", "qzeros", "scales")
 def save(checkpoint: Checkpoint, path: Path | str, *, overwrite: bool = False) -> None:
     """Write a folder in the AWQ format.
 
-    Linear layers of the model that are not quantized must be named in ``modules_to_not_convert``,
-    or readers would look for their codes; labkit finds them among the tensors that are matrices
-    inside a decoder block.
+    Linear layers of the blocks that are not quantized are named in ``modules_to_not_convert``, or
+    readers would look for their codes.
 
     Raises:
         FormatError: layers that the format cannot hold: not 4 bits, act-order (g_idx), two
-            schemes, out no multiple of 8, scales beyond float16.
+            schemes, out no multiple of 8, scales beyond float16, a layer that is quantized in some
+            blocks alone.
         StorageError: the disk is full; nothing is left.
     """
     scheme = expecting.uniform_scheme(checkpoint.layers, "awq")
@@ -100,15 +100,26 @@ def load(path: Path | str) -> Checkpoint:
 
 
 def _unquantized(checkpoint: Checkpoint) -> list[str] | None:
-    """Linear layers of the blocks that stay as they are: matrices beside quantized neighbours."""
-    parents = {name.rsplit(".", 1)[0] for name in checkpoint.layers if "." in name}
-    left = []
-    for name in checkpoint.tensors:
-        module = name.removesuffix(".weight")
-        quantized = module == name or module in checkpoint.layers
-        if not quantized and module.rsplit(".", 1)[0] in parents:
-            left.append(module)
+    """What AutoAWQ must leave alone, as it names it: within a block, and in every block alike."""
+    left: dict[str, str] = {}
+    for name in expecting.unquantized_linears(checkpoint.tensors, checkpoint.layers):
+        left[_within_block(name)] = name
+    for name in checkpoint.layers:
+        for short, full in left.items():
+            if short in _within_block(name):
+                raise FormatError(
+                    f"{full!r} is not quantized and {name!r} is",
+                    where="awq",
+                    remedy="AWQ leaves a layer out of all blocks or of none; do the same.",
+                )
     return sorted(left) or None
+
+
+def _within_block(name: str) -> str:
+    """ "mlp.up_proj" for "model.layers.3.mlp.up_proj"."""
+    parts = name.split(".")
+    first = next((i for i, part in enumerate(parts) if part.isdecimal()), -1)
+    return ".".join(parts[first + 1 :])
 
 
 def _packed(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
@@ -162,6 +173,5 @@ def _unpacked(folder: Folder, name: str) -> QuantizedTensor:
     scale = expecting.finite(tensors[f"{name}.scales"], f"{name}.scales", where).T.contiguous()
     columns, groups = codes.shape[1], scale.shape[1]
     size = expecting.integer(folder.quantization, "group_size", where)
-    grouped = size != -1 and size <= columns
-    scheme = expecting.scheme_of(BITS, False, columns // groups if grouped else None, where)
+    scheme = expecting.scheme_of(BITS, False, *expecting.by_group(size, columns, groups), where)
     return expecting.assembled(QuantizedTensor, codes, scale, zeros, scheme, layer=name, path=where)

@@ -15,28 +15,12 @@ import torch
 
 from labkit.core.errors import FormatError
 from labkit.core.quantized import Quantized
-from labkit.core.scheme import QuantScheme
+from labkit.formats.inputs import InputQuantization
 from labkit.formats.reading import LazyTensors, open_tensors, read_companions, read_json
 from labkit.formats.writing import folder_aside, save_tensors, write_bytes, write_json
 
 SHARD_BYTES = 2**30
 QUANTIZATION = "quantization_config"
-
-
-@dataclass(frozen=True)
-class InputQuantization:
-    """What happens to the inputs of a layer before they meet its weight (W8A8).
-
-    Args:
-        scheme: granularity "token" (each row by itself) or "tensor"; None for FP8 inputs.
-        scale: float, one number, measured on calibration data; None when it is taken anew from
-            every input.
-        granularity: as in the scheme; FP8 has no scheme, so it stands here.
-    """
-
-    scheme: QuantScheme | None
-    scale: torch.Tensor | None = None
-    granularity: str = "token"
 
 
 @dataclass(frozen=True)

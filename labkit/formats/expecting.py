@@ -7,16 +7,19 @@ that computes nonsense. Shapes and types are compared in the headers, before a t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from labkit.core.errors import FormatError, LabkitError, SchemeError
 from labkit.core.quantized import Quantized
-from labkit.core.scheme import QuantScheme
+from labkit.core.scheme import Granularity, QuantScheme
 from labkit.core.tensor import QuantizedTensor
 from labkit.formats.reading import LazyTensors
+
+Made = TypeVar("Made")
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -174,6 +177,21 @@ def integers(layer: Quantized, name: str, fmt: str) -> QuantizedTensor:
     return layer
 
 
+def unquantized_linears(tensors: Mapping[str, torch.Tensor], layers: Iterable[str]) -> list[str]:
+    """The matrices inside of a decoder block that are not quantized, by module name.
+
+    A module lies in a block if a number is part of its name, as in "model.layers.0.mlp.up_proj".
+    """
+    quantized = set(layers)
+    found = []
+    for name in tensors:
+        module = name.removesuffix(".weight")
+        inside = any(part.isdecimal() for part in module.split("."))
+        if module != name and inside and module not in quantized and tensors[name].ndim == 2:
+            found.append(module)
+    return sorted(found)
+
+
 def half_scales(layer: QuantizedTensor, name: str, fmt: str) -> torch.Tensor:
     """The scales as float16, which is what the readers of the format compute with.
 
@@ -190,7 +208,7 @@ def half_scales(layer: QuantizedTensor, name: str, fmt: str) -> torch.Tensor:
     return half
 
 
-def assembled(make: type[QuantizedTensor], *parts: object, layer: str, path: Path):
+def assembled(make: Callable[..., Made], *parts: object, layer: str, path: Path) -> Made:
     """``make(*parts)``; a contradiction that the core finds is the file's fault, and says so.
 
     Raises:
@@ -202,17 +220,28 @@ def assembled(make: type[QuantizedTensor], *parts: object, layer: str, path: Pat
         raise FormatError(f"layer {layer!r}: {error}", where=str(path)) from error
 
 
-def scheme_of(bits: int, symmetric: bool, group_size: int | None, path: Path) -> QuantScheme:
-    """The scheme that a config describes: per channel without a group size; the full signed range.
+def scheme_of(
+    bits: int, symmetric: bool, granularity: Granularity, group_size: int | None, path: Path
+) -> QuantScheme:
+    """The scheme that a config describes; symmetric codes have the full range in all formats.
 
     Raises:
         FormatError: there is no such scheme.
     """
-    granularity = "channel" if group_size is None else "group"
     try:
         return QuantScheme(bits, symmetric, granularity, group_size, narrow_range=not symmetric)
     except SchemeError as error:
         raise FormatError(str(error), where=_config(path)) from error
+
+
+def by_group(size: int, columns: int, groups: int) -> tuple[Granularity, int | None]:
+    """Granularity and group size of a layer, by the group size that config.json states (-1: none).
+
+    A group size beyond the row is one group, a channel.
+    """
+    if size == -1 or size > columns:
+        return "channel", None
+    return "group", columns // groups
 
 
 def _config(path: Path) -> str:

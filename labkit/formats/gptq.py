@@ -217,7 +217,6 @@ def _unpacked(folder: Folder, bits: int, name: str) -> QuantizedTensor:
     scale = expecting.finite(tensors[f"{name}.scales"], f"{name}.scales", where).T.contiguous()
     groups = scale.shape[1]
     size = expecting.integer(folder.quantization, "group_size", where)
-    grouped = size != -1 and size <= columns
     middle = 2 ** (bits - 1)
     symmetric = expecting.flag(
         folder.quantization, "sym", where, default=bool((zeros == middle).all())
@@ -228,7 +227,7 @@ def _unpacked(folder: Folder, bits: int, name: str) -> QuantizedTensor:
             where=str(where),
             remedy="config.json and the weights do not belong together; fetch both again.",
         )
-    scheme = expecting.scheme_of(bits, symmetric, columns // groups if grouped else None, where)
+    scheme = expecting.scheme_of(bits, symmetric, *expecting.by_group(size, columns, groups), where)
     if symmetric:
         codes = (codes.to(torch.int16) - middle).to(torch.int8)
     g_idx = _read_g_idx(folder, name, scheme, columns)

@@ -34,12 +34,16 @@ def load(
     """Model in evaluation mode (weights in `dtype`, on the GPU if there is one) and tokenizer.
 
     `name`: None for $LABKIT_MODEL or the bundled model, a folder in Hugging Face layout, or a hub
-    name such as "Qwen/Qwen2.5-0.5B".
+    name such as "Qwen/Qwen2.5-0.5B". A folder in one of `labkit.formats` comes as the model that
+    computes in floating point with the dequantized weights.
 
-    Raises ModelError for a folder without config or safetensors weights, OfflineError for a hub
-    model that is neither cached nor reachable.
+    Raises ModelError for a folder without config or safetensors weights, FormatError for a
+    quantized one that is damaged or contradicts itself, OfflineError for a hub model that is
+    neither cached nor reachable.
     """
     import torch
+
+    from labkit import formats
 
     wanted = model_name(name)
     folder = bundled_folder() if wanted == BUNDLED else Path(wanted).expanduser()
@@ -54,7 +58,10 @@ def load(
             if wanted == BUNDLED
             else "Give a folder in Hugging Face layout, or the name of a hub model.",
         )
-    model, tokenizer = _from_transformers(str(folder) if local else wanted, dtype, local=local)
+    if local and formats.detect(folder):
+        model, tokenizer = _from_quantized(folder, dtype)
+    else:
+        model, tokenizer = _from_transformers(str(folder) if local else wanted, dtype, local=local)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.to(device).eval(), tokenizer
 
@@ -75,6 +82,20 @@ def _check_folder(folder: Path) -> None:
             remedy="Convert the checkpoint with model.save_pretrained(..., safe_serialization=True)"
             " on a machine that trusts it.",
         )
+
+
+def _from_quantized(folder: Path, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    import torch
+    from transformers import AutoTokenizer
+
+    from labkit import formats
+    from labkit.models.quantized import model_from
+
+    model = model_from(formats.load(folder)).to(getattr(torch, dtype))
+    try:
+        return model, AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"no tokenizer: {error}", where=str(folder)) from error
 
 
 def _require_whole(source: str, found: dict[str, object]) -> None:
