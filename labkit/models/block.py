@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from labkit.core.errors import LabkitError, ModelError, ShapeError
 from labkit.core.finite import require_finite
 from labkit.core.quantized import Quantized
-from labkit.formats.checkpoint import InputQuantization
+from labkit.formats.inputs import InputQuantization
 from labkit.models.families import Family, Fold
 from labkit.models.walking import weight_matrix
 

@@ -121,6 +121,7 @@ class _Walk:
             # With a folder the block is read again when it is wanted.
             finished.append(None if isinstance(self.source, FolderSource) else block)
             hidden = outputs or []
+            del block, outputs
         return result_of(self.source, finished, folder)
 
     def _restore(self, index: int, folder: WorkFolder) -> FinishedBlock | None:

@@ -16,28 +16,38 @@ from labkit.models.methods.protocol import BlockMethod
 
 
 def method_from_words(
-    name: str, scheme: QuantScheme | None, settings: Sequence[str] = ()
+    name: str,
+    settings: Sequence[str] = (),
+    *,
+    bits: int | None = None,
+    group_size: int | None = None,
+    symmetric: bool | None = None,
 ) -> BlockMethod:
     """The method `name` of `METHODS`.
 
     Args:
-        scheme: the grid; None for the method's own. A method without a scheme refuses one.
         settings: "damp=0.05", "act_order=true", ...: fields of the method.
+        bits, group_size, symmetric: of its grid; what is None is the method's own choice. A group
+            size of 0 is one scale for a whole row.
 
-    Raises SchemeError for an unknown method or setting, and for a value that cannot be read.
+    Raises SchemeError for an unknown method or setting, and for a value that it cannot have.
     """
     if name not in METHODS:
         raise SchemeError(f"no method {name!r}", remedy=f"Choose from {', '.join(METHODS)}.")
     kind = METHODS[name]
     fields = {field.name: field for field in dataclasses.fields(kind)}
+    grid = {"bits": bits, "group_size": group_size, "symmetric": symmetric}
+    asked = {key: value for key, value in grid.items() if value is not None}
     values: dict[str, Any] = {}
-    if scheme is not None:
-        if "scheme" not in fields:
-            raise SchemeError(
-                f"a scheme ({scheme}) for {name}, which has its own",
-                remedy=f"Leave bits and group size out; it has {', '.join(fields)}.",
-            )
-        values["scheme"] = scheme
+    if "scheme" in fields:
+        values["scheme"] = _scheme(fields["scheme"].default, name, **asked)
+    elif wrong := [key for key in asked if key not in fields]:
+        raise SchemeError(
+            f"{', '.join(wrong)} given for {name}, whose grid is its own",
+            remedy=f"It has {', '.join(fields) or 'no settings'}.",
+        )
+    else:
+        values |= asked
     for word in settings:
         key, equals, text = word.partition("=")
         if not equals or key not in fields or key == "scheme":
@@ -46,14 +56,34 @@ def method_from_words(
                 remedy=f"It has {', '.join(key for key in fields if key != 'scheme')}.",
             )
         values[key] = _value(word, text, fields[key].default)
-    if "scheme" in fields and "scheme" not in values and _required(fields["scheme"]):
-        values["scheme"] = QuantScheme(4, True, "group", 128, narrow_range=False)
     return kind(**values)
 
 
-def _required(field: dataclasses.Field) -> bool:
-    missing = dataclasses.MISSING
-    return field.default is missing and field.default_factory is missing
+def _scheme(
+    default: Any,
+    name: str,
+    bits: int | None = None,
+    group_size: int | None = None,
+    symmetric: bool | None = None,
+) -> QuantScheme:
+    """The method's scheme with what was asked for in the place of its own."""
+    # Full-range grids in groups of 128 are what the formats of the field hold.
+    base = default if isinstance(default, QuantScheme) else _usual(name)
+    size = base.group_size if group_size is None else group_size
+    granularity = "group" if size else base.granularity
+    if not size and granularity == "group":
+        granularity = "channel"
+    return QuantScheme(
+        base.bits if bits is None else bits,
+        base.symmetric if symmetric is None else symmetric,
+        granularity,
+        size or None,
+        narrow_range=base.narrow_range,
+    )
+
+
+def _usual(name: str) -> QuantScheme:
+    return QuantScheme(4, name != "awq", "group", 128, narrow_range=False)
 
 
 def _value(word: str, text: str, default: Any) -> Any:

@@ -5,20 +5,31 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from labkit.core.errors import FormatError, LabkitError, ModelError
 
 if TYPE_CHECKING:
     from labkit.models.result import QuantizedModel
 
+# hqq keeps real zero-points, for which no reader has a format.
+_FORMAT_OF = {
+    "rtn": "gptq",
+    "gptq": "gptq",
+    "awq": "awq",
+    "nf4": "bitsandbytes",
+    "llm_int8": "bitsandbytes",
+    "smoothquant": "compressed-tensors",
+}
+
 app = typer.Typer(help="Quantize a model and write it in a format.", add_completion=False)
 
 
-@app.callback(invoke_without_command=True)
+@app.command()
 def run(
     model: Annotated[
         str | None,
@@ -32,10 +43,16 @@ def run(
     group_size: Annotated[
         int | None, typer.Option(help="Weights that share a scale; 0 for a whole row.")
     ] = None,
-    asymmetric: Annotated[bool, typer.Option("--asymmetric", help="With zero-points.")] = False,
+    symmetric: Annotated[
+        bool | None, typer.Option(help="Without or with zero-points; default the method's.")
+    ] = None,
     output_format: Annotated[
-        str, typer.Option("--format", help="gptq, awq, compressed-tensors or bitsandbytes.")
-    ] = "gptq",
+        str | None,
+        typer.Option(
+            "--format",
+            help="gptq, gptq_v2, awq, compressed-tensors or bitsandbytes; default the method's.",
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="A setting of the method: damp=0.05")
     ] = None,
@@ -57,16 +74,17 @@ def run(
     """Quantize every linear of the decoder blocks. Killed, the same command goes on."""
     console = Console(stderr=True)
     work = work or out.with_name(f"{out.name}.work")
+    grid = {"bits": bits, "group_size": group_size, "symmetric": symmetric}
+    text = {"corpus": corpus, "sequences": sequences, "length": length, "seed": seed}
+    driver = {"work": work, "batch_size": batch_size, "keep": keep or []}
     try:
         result = _quantize(
-            model, method, _scheme(bits, group_size, asymmetric), settings or [],
-            (corpus, sequences, length, seed), batch_size, keep or [], work, out, output_format,
-            console,
-        )  # fmt: skip
+            model, method, settings or [], grid, text, driver, out, output_format, console
+        )
     except LabkitError as error:
-        console.print(f"[red]{error}[/red]", highlight=False)
+        console.print(f"[red]{escape(str(error))}[/red]", highlight=False)
         for note in getattr(error, "__notes__", ()):
-            console.print(note, highlight=False)
+            console.print(escape(note), highlight=False)
         raise typer.Exit(1) from error
     except KeyboardInterrupt as interrupt:
         console.print(f"Interrupted. The same command goes on from what is in {work}.")
@@ -78,47 +96,55 @@ def run(
     console.print(f"written: {out}")
 
 
-def _scheme(bits: int | None, group_size: int | None, asymmetric: bool):
-    """The scheme that the options describe; None when none was given."""
-    from labkit.core.scheme import QuantScheme
-
-    if bits is None and group_size is None and not asymmetric:
-        return None
-    size = 128 if group_size is None else group_size
-    granularity = "group" if size else "channel"
-    return QuantScheme(bits or 4, not asymmetric, granularity, size or None, narrow_range=False)
-
-
 def _quantize(
-    model, method, scheme, settings, text, batch_size, keep, work, out, output_format, console
+    model: str | None,
+    method: str,
+    settings: list[str],
+    grid: dict[str, Any],
+    text: dict[str, Any],
+    driver: dict[str, Any],
+    out: Path,
+    output_format: str | None,
+    console: Console,
 ) -> QuantizedModel:
     from labkit.data.calibration import calibration_set
-    from labkit.formats import FORMATS, module_of
+    from labkit.formats import module_of
     from labkit.models.blockwise import quantize_blockwise
     from labkit.models.method_settings import method_from_words
     from labkit.models.progress import layer_progress
 
     # Everything that can be wrong with the request is found before the work begins.
-    if output_format not in FORMATS:
-        raise FormatError(f"no format {output_format!r}", remedy=f"One of {', '.join(FORMATS)}.")
+    chosen = method_from_words(method, settings, **grid)
+    name, options = _format(method, output_format, chosen.settings())
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FormatError("there is something already", where=str(out), remedy="Name another.")
-    chosen = method_from_words(method, scheme, settings)
     source, tokenizer = _open(model)
-    calibration = calibration_set(tokenizer, *text) if chosen.needs_inputs else None
+    calibration = calibration_set(tokenizer, **text) if chosen.needs_inputs else None
     with layer_progress(console) as progress:
-        result = quantize_blockwise(
-            source,
-            chosen,
-            calibration,
-            work=work,
-            batch_size=batch_size,
-            keep=keep,
-            progress=progress,
-        )
+        result = quantize_blockwise(source, chosen, calibration, progress=progress, **driver)
     files = result.files or _tokenizer_files(tokenizer)
-    module_of(output_format).save(result.checkpoint(files), out)
+    module_of(name).save(result.checkpoint(files), out, **options)
     return result
+
+
+def _format(method: str, asked: str | None, settings: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Name of the format, and what it wants to be told."""
+    from labkit.formats import FORMATS
+
+    name = asked or _FORMAT_OF.get(method)
+    if name is None:
+        raise FormatError(
+            f"no format holds what {method} makes",
+            remedy="Use labkit.models.blockwise.quantize_blockwise, and keep the model in memory.",
+        )
+    if name in ("gptq", "gptq_v2"):
+        damp = {"damp_percent": settings["damp"]} if "damp" in settings else {}
+        same = ("static_groups", "true_sequential")
+        return "gptq", {"version": name} | damp | {k: settings[k] for k in same if k in settings}
+    if name not in FORMATS:
+        known = ", ".join(["gptq_v2", *FORMATS])
+        raise FormatError(f"no format {name!r}", remedy=f"Choose from {known}.")
+    return name, {}
 
 
 def _open(name: str | None):

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from labkit.core.quantized import Quantized
-from labkit.formats.checkpoint import Checkpoint, InputQuantization
+from labkit.formats.checkpoint import Checkpoint
+from labkit.formats.inputs import InputQuantization
 from labkit.models.report import LayerReport
 from labkit.models.resume import WorkFolder
 from labkit.models.sources import FolderSource, ModuleSource

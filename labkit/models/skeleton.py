@@ -98,9 +98,7 @@ class Skeleton:
             )
             setattr(config, "dtype" if hasattr(config, "dtype") else "torch_dtype", torch.float32)
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
-            raise self._disagree(f"transformers cannot build it ({error})") from error
-        except (RuntimeError, OSError) as error:
+        except (*_refusals(), ArithmeticError, RuntimeError, OSError) as error:
             raise self._disagree(f"transformers cannot build it ({error})") from error
 
     def _require_possible_depth(self) -> None:
@@ -176,6 +174,15 @@ def parameters_on_meta() -> Iterator[None]:
         yield
     finally:
         nn.Module.register_parameter = register
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """What transformers raises for a config.json with values that make no sense."""
+    from huggingface_hub import errors
+
+    # Newer versions check the types of all settings, with an error of their own.
+    strict = getattr(errors, "StrictDataclassError", ValueError)
+    return (ValueError, TypeError, KeyError, AttributeError, strict)
 
 
 def _is_head(name: str) -> bool:

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from labkit.core.errors import FormatError, LabkitError
 from labkit.core.quantized import Quantized
-from labkit.formats.checkpoint import InputQuantization
+from labkit.formats.inputs import InputQuantization
 from labkit.formats.reading import open_tensors
 from labkit.formats.writing import save_tensors
 
-_TRUSTED = ("labkit.core.", "labkit.formats.checkpoint")
+_TRUSTED = ("labkit.core.", "labkit.formats.inputs")
 
 
 @dataclass
@@ -60,6 +60,8 @@ def read_block(path: Path) -> FinishedBlock:
     tensors = open_tensors(path)
     try:
         about = json.loads(bytes(tensors["about"].tolist()))
+        if not isinstance(about, dict):
+            raise ValueError(f"a {type(about).__name__}")
         return FinishedBlock(**{name: _together(node, tensors) for name, node in about.items()})
     except LabkitError:
         raise

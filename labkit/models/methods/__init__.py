@@ -1,5 +1,6 @@
 """The methods that the block-by-block driver runs, by name."""
 
+from labkit.models.methods.awq import Awq
 from labkit.models.methods.gptq import Gptq
 from labkit.models.methods.hqq import Hqq
 from labkit.models.methods.llm_int8 import LlmInt8
@@ -11,6 +12,7 @@ from labkit.models.methods.smoothquant import SmoothQuant
 METHODS: dict[str, type[BlockMethod]] = {
     "rtn": Rtn,
     "gptq": Gptq,
+    "awq": Awq,
     "nf4": Nf4,
     "hqq": Hqq,
     "llm_int8": LlmInt8,
@@ -19,6 +21,7 @@ METHODS: dict[str, type[BlockMethod]] = {
 
 __all__ = [
     "METHODS",
+    "Awq",
     "BlockMethod",
     "Gptq",
     "Hqq",
