@@ -8,11 +8,12 @@ to the largest weight of a group, which is mostly another channel's) while its e
 s_j on the way out. If too many channels grow, the steps grow too; hence a search. With x̄_j the mean
 |x_j| and w̄_j the mean of |W_ij| / (largest |W| in its group),
 
-    plain   s = x̄^a                 0 <= a < 1, twenty steps
-    duo     s = x̄^a / w̄^(1 - a)     AutoAWQ's default: channels of small weights grow as well
+    s = x̄^a / w̄^b        divided by sqrt(max s · min s), which changes no rounding
 
-each divided by sqrt(max s · min s), and the s of least output error is kept. a = 0 of the plain
-form is round-to-nearest, so the search never does worse on its calibration inputs.
+Twenty exponents a below 1 are tried with b = 0, the paper's form ("plain"), and with b = 1 - a,
+AutoAWQ's ("duo": channels of small weights grow as well); then the neighbours of the best. The s of
+least output error is kept. a = b = 0 is round-to-nearest, so that no search does worse than it on
+its own calibration inputs.
 
 Source: Lin et al. 2024, "AWQ: Activation-aware Weight Quantization for On-Device LLM Compression
 and Acceleration", sections 3.1 and 3.2; `duo` and the clip search from its code and AutoAWQ.
@@ -24,34 +25,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
-from labkit.core.errors import CalibrationError, SchemeError, ShapeError
-from labkit.core.finite import require_finite
+from labkit.core.errors import CalibrationError, SchemeError
 from labkit.core.scheme import QuantScheme
 from labkit.core.tensor import QuantizedTensor
 from labkit.quantize import rtn
+from labkit.quantize.awq_scales import FORMS, STEPS, Candidate, Form, ScaleSpace, salience
 from labkit.quantize.clipping import clip as clip_weight
 from labkit.quantize.clipping import rounded, search_clip
 from labkit.quantize.hessian import InputStats
 
-Form = Literal["plain", "duo"]
-FORMS: tuple[Form, ...] = ("plain", "duo")
-STEPS = 20
-_FLOOR = 1e-4
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """Scales [in] (float32, positive) and what made them: their form and exponent."""
-
-    scales: Tensor
-    form: Form
-    ratio: float
+DISTANCES = (0.05, 0.05, 0.025, 0.025, 0.0125)
+"""How far the neighbours lie that are tried after the grid, in one exponent."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +49,14 @@ class ScaleSearch:
     Args:
         best: the candidate of least loss.
         loss: its mean squared output error.
-        unscaled: the loss with all scales 1; None when that was not among the candidates.
-        history: (form, ratio, loss) of every candidate in order; of the first round where a search
-            has several.
+        unscaled: the loss with all scales 1, on the same tokens; None when it was not tried.
+        history: (a, b, loss) of the candidates, of the first round where a search has several.
     """
 
     best: Candidate
     loss: float
     unscaled: float | None
-    history: tuple[tuple[Form, float, float], ...]
+    history: tuple[tuple[float, float, float], ...]
 
 
 @dataclass(frozen=True)
@@ -96,90 +83,6 @@ class AwqSolution:
     def dequantize(self) -> Tensor:
         """The weight that acts on unscaled inputs: float32 [out, in]."""
         return self.quantized.dequantize() / self.scales
-
-
-def salience(stats: InputStats) -> Tensor:
-    """x̄, the mean |x| of each input channel: float32 [in].
-
-    Raises CalibrationError when no token was seen, or every input was 0.
-    """
-    mean = stats.mean_abs()
-    if not bool((mean > 0).any()):
-        raise CalibrationError(
-            f"all inputs of {stats.tokens} tokens are 0",
-            where="AWQ",
-            remedy="No channel is more salient than another: check the layers before, or take rtn.",
-        )
-    return mean
-
-
-def relative_weight(weights: Sequence[Tensor], scheme: QuantScheme) -> Tensor:
-    """w̄ [in]: the mean over all outputs of |W| / (largest |W| in its group).
-
-    `weights`: one or more [out_i, in] that read the same input.
-
-    Raises ShapeError when their columns differ, NonFiniteError.
-    """
-    if not weights or len({w.shape[1] for w in weights}) != 1:
-        raise ShapeError(
-            f"weights of shapes {[tuple(w.shape) for w in weights]}",
-            where="AWQ",
-            remedy="Pass the weights that read one input: the same number of columns in all.",
-        )
-    together = torch.cat([w.detach().float() for w in weights]).abs()
-    require_finite(together, "weight")
-    columns = together.shape[1]
-    size = scheme.group_size if scheme.granularity == "group" else columns
-    groups = together.reshape(len(together), -1, size or columns)
-    largest = groups.amax(dim=2, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-    return (groups / largest).reshape(len(together), columns).mean(dim=0)
-
-
-def scales_for(x_mean: Tensor, w_mean: Tensor, form: Form, ratio: float) -> Candidate:
-    """One candidate: `x_mean`, `w_mean` float32 [in] -> scales [in], sqrt(max · min) = 1.
-
-    A channel that no input reaches (x̄ = 0) has no salience: its scale is 1, and it takes no part
-    in the normalisation (AutoAWQ gives it 1e-4, which shifts all others).
-    """
-    scales = x_mean.pow(ratio)
-    if form == "duo":
-        scales = scales / (w_mean.pow(1 - ratio) + _FLOOR)
-    scales = scales.clamp(min=_FLOOR)
-    alive = x_mean > 0
-    ends = scales[alive]
-    scales = scales / (ends.max() * ends.min()).sqrt()
-    return Candidate(torch.where(alive, scales, torch.ones_like(scales)), form, ratio)
-
-
-def scale_candidates(
-    x_mean: Tensor,
-    weights: Sequence[Tensor],
-    scheme: QuantScheme,
-    *,
-    steps: int = STEPS,
-    forms: Sequence[Form] = FORMS,
-) -> list[Candidate]:
-    """All candidates: every form with `steps` exponents 0, 1/steps, … below 1.
-
-    `x_mean` as from `salience`, `weights` the layers that read this input.
-
-    Raises SchemeError for steps below 1 or an unknown form; ShapeError, NonFiniteError.
-    """
-    unknown = [form for form in forms if form not in FORMS]
-    if steps < 1 or unknown or not forms:
-        raise SchemeError(
-            f"{steps} steps, forms {tuple(forms)}",
-            where="AWQ",
-            remedy=f"At least one step, and forms of {', '.join(FORMS)}.",
-        )
-    require_finite(x_mean, "mean of |x|")
-    w_mean = relative_weight(weights, scheme)
-    if x_mean.shape != w_mean.shape:
-        raise ShapeError(f"{x_mean.numel()} channels of x for {w_mean.numel()} columns")
-    w_mean = w_mean.to(x_mean.device)
-    return [
-        scales_for(x_mean, w_mean, form, step / steps) for form in forms for step in range(steps)
-    ]
 
 
 def output_loss(weight: Tensor, gram: Tensor, scheme: QuantScheme) -> Callable[[Tensor], float]:
@@ -224,9 +127,23 @@ def choose(candidates: Sequence[Candidate], loss: Callable[[Tensor], float]) -> 
             where="AWQ",
             remedy="The activations are too large for float32: check the layers before.",
         )
-    history = tuple((c.form, c.ratio, v) for c, v in zip(candidates, losses, strict=True))
-    unscaled = [value for form, ratio, value in history if form == "plain" and ratio == 0]
-    return ScaleSearch(candidates[at], losses[at], unscaled[0] if unscaled else None, history)
+    tried = list(zip(candidates, losses, strict=True))
+    unscaled = next((value for candidate, value in tried if candidate.neutral), None)
+    history = tuple((candidate.alpha, candidate.beta, value) for candidate, value in tried)
+    return ScaleSearch(candidates[at], losses[at], unscaled, history)
+
+
+def refine(
+    space: ScaleSpace,
+    found: ScaleSearch,
+    loss: Callable[[Tensor], float],
+    distances: Sequence[float] = DISTANCES,
+) -> ScaleSearch:
+    """Go to a better neighbour, at most once for each distance: never worse than `found`."""
+    for distance in distances:
+        near = choose([found.best, *space.neighbours(found.best, distance)], loss)
+        found = replace(found, best=near.best, loss=near.loss)
+    return found
 
 
 def search_scales(
@@ -244,8 +161,9 @@ def search_scales(
         CalibrationError: no tokens, or inputs that are all 0.
         ShapeError, GroupSizeError, SchemeError: as `rtn.quantize`.
     """
-    candidates = scale_candidates(salience(stats), [weight], scheme, steps=steps, forms=forms)
-    return choose(candidates, output_loss(weight, stats.hessian() / 2, scheme))
+    space = ScaleSpace(salience(stats), [weight], scheme)
+    loss = output_loss(weight, stats.hessian() / 2, scheme)
+    return refine(space, choose(space.grid(steps, forms), loss), loss)
 
 
 def solve(

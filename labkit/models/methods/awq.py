@@ -4,14 +4,15 @@ A fold is searched with the loss on the module that it belongs to: attention for
 k and v, the MLP for the norm before gate and up, and the layer itself for down and o. Where it is
 the layer itself the loss is a quadratic form (`awq.output_loss`) and costs nothing. Attention and
 MLP are run, in rounds: all candidates on a few hundred tokens, a quarter of them on four times as
-many, and so on. The errors of two candidates are measured on the same tokens, so their order is
-known long before their value is.
+many, the last few on thousands. The errors of two candidates are measured on the same tokens, so
+their order is known long before their values are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar, Literal
 
 from torch import Tensor
@@ -20,17 +21,19 @@ from labkit.core.scheme import QuantScheme
 from labkit.models.block import Block
 from labkit.models.families import Fold
 from labkit.models.folding import fold as fold_scales
-from labkit.models.methods.awq_inputs import BlockInputs, Sample
+from labkit.models.methods.awq_inputs import BlockInputs
 from labkit.models.methods.protocol import Settings
 from labkit.models.report import LayerReport, layer_report
 from labkit.quantize import awq, rtn
-from labkit.quantize.awq import Candidate, Form, ScaleSearch
+from labkit.quantize.awq import ScaleSearch
+from labkit.quantize.awq_scales import FORMS, STEPS, Candidate, Form, ScaleSpace, salience
 from labkit.quantize.clipping import clip as clip_weight
 from labkit.quantize.clipping import rounded, search_clip
 
 # The product q · k multiplies their errors: a bound chosen for one alone is a poor one.
 _NOT_CLIPPED = ("q_proj", "k_proj", "qkv", "query", "key", "c_attn")
-_FINALISTS = 4
+_FINALISTS = 3
+_DISTANCES = (0.1, 0.05, 0.05, 0.025)
 
 
 @dataclass(frozen=True)
@@ -42,14 +45,15 @@ class Awq(Settings):
         clip: search clip bounds, for all linears but q and k.
         steps: exponents tried of each form.
         forms: "plain" (activations alone), "duo" (with weights, AutoAWQ's), or both.
-        first_tokens: tokens on which all candidates of attention and MLP are compared.
-        most_tokens: tokens on which the last few are; fewer when calibration has fewer.
+        first_tokens: tokens on which all candidates of attention and MLP are compared; their
+            best quarter is on four times as many.
+        most_tokens: tokens on which the last few are compared; fewer when calibration has fewer.
     """
 
     scheme: QuantScheme
     clip: bool = True
-    steps: int = awq.STEPS
-    forms: tuple[Form, ...] = awq.FORMS
+    steps: int = STEPS
+    forms: tuple[Form, ...] = FORMS
     first_tokens: int = 512
     most_tokens: int = 8192
 
@@ -91,44 +95,38 @@ class Awq(Settings):
     ) -> ScaleSearch:
         stats = inputs.stats(linears[0])
         weights = {name: block.weight(name) for name in linears}
-        candidates = awq.scale_candidates(
-            awq.salience(stats),
-            list(weights.values()),
-            self.scheme,
-            steps=self.steps,
-            forms=self.forms,
-        )
+        space = ScaleSpace(salience(stats), list(weights.values()), self.scheme)
+        field = space.grid(self.steps, self.forms)
         if fold.inspect in weights and len(fold.linears) == 1:
             gram = stats.hessian() / 2
-            return awq.choose(candidates, awq.output_loss(weights[fold.inspect], gram, self.scheme))
-        return self._rounds(block, candidates, weights, inputs.sample(fold.inspect))
+            loss = awq.output_loss(weights[fold.inspect], gram, self.scheme)
+            return awq.refine(space, awq.choose(field, loss), loss)
+        sample = inputs.sample(fold.inspect)
 
-    def _rounds(
-        self,
-        block: Block,
-        candidates: Sequence[Candidate],
-        weights: dict[str, Tensor],
-        sample: Sample,
-    ) -> ScaleSearch:
-        """Four times the tokens for a quarter of the candidates, until few are left."""
-
-        def measure(scales: Tensor) -> float:
+        def measure(scales: Tensor, tokens: int) -> float:
             for name, weight in weights.items():
                 block.write(name, rounded(weight * scales, self.scheme) / scales)
             return sample.loss(tokens)
 
-        tokens, field, history = self.first_tokens, list(candidates), ()
         try:
-            while True:
-                found = awq.choose(field, measure)
-                history = history or found.history
-                if len(field) <= _FINALISTS or tokens >= sample.tokens:
-                    return replace(found, history=history)
-                field = _best(field, found)
-                tokens *= 4
+            return self._rounds(space, measure)
         finally:
             for name, weight in weights.items():
                 block.write(name, weight)
+
+    def _rounds(self, space: ScaleSpace, measure: Callable[[Tensor, int], float]) -> ScaleSearch:
+        """All candidates on few tokens, the best and their neighbours on more, four on most."""
+        few, more, most = (
+            partial(measure, tokens=tokens)
+            for tokens in (self.first_tokens, 4 * self.first_tokens, self.most_tokens)
+        )
+        field = space.grid(self.steps, self.forms)
+        first = awq.choose(field, few)
+        field = _best(field, first, len(field) // 4)
+        second = awq.choose(field, more)
+        refined = awq.refine(space, second, more, _DISTANCES)
+        last = awq.choose([refined.best, *_best(field, second, _FINALISTS)], most)
+        return replace(last, history=first.history)
 
     def _quantize(
         self, block: Block, linear: str, gram: Tensor, tokens: int, notes: list[str]
@@ -154,12 +152,11 @@ class Awq(Settings):
         )
 
 
-def _best(field: list[Candidate], found: ScaleSearch) -> list[Candidate]:
-    """The best quarter, or the last few; and always the one that scales nothing, to compare."""
+def _best(field: list[Candidate], found: ScaleSearch, count: int) -> list[Candidate]:
+    """The best `count`, and always the one that scales nothing, to compare with."""
     order = sorted(range(len(field)), key=lambda at: found.history[at][2])
-    kept = order[: max(len(field) // 4, _FINALISTS - 1)]
-    plain = [at for at, c in enumerate(field) if c.form == "plain" and c.ratio == 0]
-    return [field[at] for at in dict.fromkeys([*kept, *plain])]
+    neutral = [at for at, candidate in enumerate(field) if candidate.neutral]
+    return [field[at] for at in dict.fromkeys([*order[: max(count, 1)], *neutral])]
 
 
 def _skipped(block: Block) -> dict[str, list[str]]:
