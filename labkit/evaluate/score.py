@@ -2,84 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor
+
 from labkit.core.errors import LabkitError
 from labkit.core.scheme import QuantScheme
+from labkit.data.calibration import calibration_set
 from labkit.data.corpora import BUNDLED, load_corpus
 from labkit.data.tasks import TASKS
 from labkit.evaluate.perplexity import perplexity
-from labkit.evaluate.size import MEGABYTE, model_size, parameter_count
+from labkit.evaluate.score_row import ScoreRow
+from labkit.evaluate.size import Size, model_size
 from labkit.evaluate.tasks import task_accuracy
 from labkit.models.apply import quantize_model
+from labkit.models.blockwise import quantize_blockwise
+from labkit.models.methods.protocol import BlockMethod
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-GROUP_SIZE = 64
-
-
 @dataclass(frozen=True)
 class Entry:
-    """A row to measure: a method and the scheme it is given; neither for the FP32 row."""
+    """A row to measure; label alone is the FP32 row.
+
+    Args:
+        label: as the table prints it.
+        scheme: round-to-nearest of every linear layer to this scheme.
+        method: or a method of `labkit.models.methods`, block by block.
+        run: what turns the (quantized) model into one that also quantizes activations.
+    """
 
     label: str
-    method: str | None = None
     scheme: QuantScheme | None = None
+    method: BlockMethod | None = None
+    run: Callable[[PreTrainedModel], PreTrainedModel] | None = None
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is measured: tokens of held-out text a domain, context, questions a task."""
+    """How much is measured: tokens of held-out text a domain, context, questions a task; and
+    calibrated on: sequences of context tokens, half of them from each domain."""
 
     tokens: int = 4096
     context: int = 256
     questions: int = 64
+    sequences: int = 32
 
 
-THOROUGH = Effort(tokens=32768, questions=500)
-
-
-@dataclass(frozen=True)
-class ScoreRow:
-    """One measured row. Perplexity and accuracy by name; `megabytes` of the whole model."""
-
-    method: str
-    bits_per_weight: float
-    megabytes: float
-    perplexity: dict[str, float]
-    tasks: dict[str, float]
-
-    def as_dict(self) -> dict[str, object]:
-        return {
-            "method": self.method,
-            "bits_per_weight": round(self.bits_per_weight, 4),
-            "megabytes": round(self.megabytes, 4),
-            "perplexity": {name: round(value, 4) for name, value in self.perplexity.items()},
-            "tasks": {name: round(value, 4) for name, value in self.tasks.items()},
-        }
-
-
-def _rtn(bits: int, granularity: str, symmetric: bool = True, size: int = GROUP_SIZE) -> Entry:
-    group = size if granularity == "group" else None
-    scheme = QuantScheme(bits, symmetric, granularity, group)  # type: ignore[arg-type]
-    return Entry(f"RTN {scheme}", "rtn", scheme)
-
-
-def entries(everything: bool = False) -> list[Entry]:
-    """FP32 first, then round-to-nearest at 8, 4, 3 and 2 bits per tensor, channel and group.
-
-    `everything` adds asymmetric grids and more group sizes.
-    """
-    rows = [Entry("FP32")]
-    for bits in (8, 4, 3, 2):
-        rows += [_rtn(bits, granularity) for granularity in ("tensor", "channel", "group")]
-        if everything:
-            rows += [_rtn(bits, granularity, False) for granularity in ("channel", "group")]
-            rows += [_rtn(bits, "group", size=size) for size in (32, 128)]
-    return rows
+THOROUGH = Effort(tokens=32768, questions=500, sequences=128)
 
 
 def measure(
@@ -89,13 +64,7 @@ def measure(
     effort: Effort,
 ) -> ScoreRow:
     """Quantize as `entry` says and measure. Raises what the method raises."""
-    reports = []
-    if entry.method is not None and entry.scheme is not None:
-        model, reports = quantize_model(model, entry.scheme, entry.method)
-        size = model_size(model, reports)
-        bits, megabytes = size.bits_per_weight, size.megabytes
-    else:
-        bits, megabytes = 32.0, parameter_count(model) * 4 / MEGABYTE
+    model, size = _quantized(model, tokenizer, entry, effort)
     losses = {
         name: perplexity(
             model,
@@ -109,7 +78,32 @@ def measure(
     tasks = {
         name: task_accuracy(model, tokenizer, name, effort.questions).accuracy for name in TASKS
     }
-    return ScoreRow(entry.label, bits, megabytes, losses, tasks)
+    return ScoreRow(entry.label, size.bits_per_weight, size.megabytes, losses, tasks)
+
+
+def _quantized(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, entry: Entry, effort: Effort
+) -> tuple[PreTrainedModel, Size]:
+    if entry.method is not None:
+        ids = calibration(tokenizer, effort) if entry.method.needs_inputs else None
+        result = quantize_blockwise(model, entry.method, ids)
+        size = model_size(model, result.reports)
+        model = result.model
+    elif entry.scheme is not None:
+        original = model
+        model, reports = quantize_model(original, entry.scheme)
+        size = model_size(original, reports)
+    else:
+        size = model_size(model, [], full_bits=32)
+    return (model if entry.run is None else entry.run(model)), size
+
+
+@functools.lru_cache(maxsize=2)
+def calibration(tokenizer: PreTrainedTokenizerBase, effort: Effort) -> Tensor:
+    """Token ids [sequences, context] for methods that calibrate, half from each domain."""
+    half = effort.sequences // len(BUNDLED)
+    parts = [calibration_set(tokenizer, name, half, effort.context) for name in BUNDLED]
+    return torch.cat(parts)
 
 
 def score(

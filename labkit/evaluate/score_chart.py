@@ -4,46 +4,59 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from labkit.evaluate.score import ScoreRow
+from labkit.evaluate.score_row import ScoreRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# One colour and marker for each granularity (Okabe and Ito's palette, safe for colour blindness).
-_STYLES = {
-    "tensor": ("#D55E00", "s"),
-    "channel": ("#0072B2", "o"),
-    "group": ("#009E73", "^"),
+# A line for each family of rows (Okabe and Ito's palette, safe for colour blindness). The first
+# family that fits a row's label takes it; asymmetric rows of round-to-nearest are open markers.
+_FAMILIES = {
+    "RTN tensor": ("#D55E00", "s", "RTN int", "sym tensor"),
+    "RTN channel": ("#0072B2", "o", "RTN int", "sym channel"),
+    "RTN group": ("#009E73", "^", "RTN int", "sym group"),
+    "RTN clip": ("#009E73", "1", "RTN clip", ""),
+    "AWQ": ("#CC79A7", "D", "AWQ", ""),
+    "GPTQ act-order": ("#E69F00", "P", "GPTQ act-order", ""),
+    "GPTQ": ("#000000", "v", "GPTQ", ""),
+    "HQQ": ("#56B4E9", "X", "HQQ", ""),
+    "NF4, FP4": ("#7F3C8D", "*", ("NF4", "FP4"), ""),
+    "LLM.int8()": ("#8C564B", "p", "LLM.int8", ""),
+    "W8A8": ("#666666", "h", ("RTN W8A8", "SmoothQuant"), ""),
 }
 
 
-def _granularity(row: ScoreRow) -> str | None:
-    return next((name for name in _STYLES if name in row.method.split()), None)
+def _family(row: ScoreRow) -> str | None:
+    for name, (_, _, start, part) in _FAMILIES.items():
+        if row.method.startswith(start) and part in row.method:
+            return name
+    return None
 
 
 def _draw(axes: Axes, rows: list[ScoreRow], value) -> None:
-    for name, (colour, marker) in _STYLES.items():
-        # Symmetric rows alone make a line; `--all` adds asymmetric ones as open markers.
-        line = [row for row in rows if _granularity(row) == name and "asym" not in row.method]
-        line.sort(key=lambda row: row.bits_per_weight)
-        if line:
-            places = [row.bits_per_weight for row in line]
-            axes.plot(places, [value(row) for row in line], marker=marker, color=colour, label=name)
-        loose = [row for row in rows if _granularity(row) == name and "asym" in row.method]
-        if loose:
-            axes.plot(
-                [row.bits_per_weight for row in loose],
-                [value(row) for row in loose],
-                marker=marker,
-                color=colour,
-                linestyle="none",
-                fillstyle="none",
-                label=f"{name}, asymmetric",
-            )
+    for name, (colour, marker, *_) in _FAMILIES.items():
+        members = [row for row in rows if _family(row) == name]
+        for open_marker in (False, True):
+            line = [row for row in members if _is_loose(row) == open_marker]
+            line.sort(key=lambda row: row.bits_per_weight)
+            if line:
+                axes.plot(
+                    [row.bits_per_weight for row in line],
+                    [value(row) for row in line],
+                    marker=marker,
+                    color=colour,
+                    linestyle=":" if open_marker else "-",
+                    fillstyle="none" if open_marker else "full",
+                    label=f"{name}, asymmetric" if open_marker else name,
+                )
     axes.axhline(value(rows[0]), color="#444444", linestyle="--", linewidth=1, label="FP32")
     axes.set_xlabel("bits per weight, metadata counted")
     axes.grid(alpha=0.25)
+
+
+def _is_loose(row: ScoreRow) -> bool:
+    return row.method.startswith("RTN int") and "asym" in row.method
 
 
 def score_chart(rows: list[ScoreRow]) -> Figure:
@@ -58,5 +71,5 @@ def score_chart(rows: list[ScoreRow]) -> Figure:
     _draw(right, rows, lambda row: 100 * sum(row.tasks.values()) / len(row.tasks))
     right.set_ylabel("task accuracy in %, mean of the four")
     right.set_ylim(-3, 103)
-    right.legend(title="one scale per", loc="lower right")
+    right.legend(loc="lower right", fontsize=8)
     return figure

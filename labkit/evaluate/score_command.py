@@ -15,8 +15,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from labkit.core.errors import LabkitError
 from labkit.data.corpora import BUNDLED, load_corpus
 from labkit.evaluate.provenance import made_with
-from labkit.evaluate.score import THOROUGH, Effort, ScoreRow, entries, score
+from labkit.evaluate.score import THOROUGH, Effort, score
 from labkit.evaluate.score_chart import score_chart
+from labkit.evaluate.score_entries import entries
+from labkit.evaluate.score_row import ScoreRow
 from labkit.evaluate.score_table import score_table
 
 app = typer.Typer(help="Quantize a model with every method; one table.", add_completion=False)

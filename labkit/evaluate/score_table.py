@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich import box
 from rich.table import Table
 
-from labkit.evaluate.score import ScoreRow
+from labkit.evaluate.score_row import ScoreRow
 
 
 def _short(name: str) -> str:

@@ -23,7 +23,8 @@ from labkit.course import check, figures, hint, reveal
 from labkit.course.prediction import predict
 from labkit.course.widgets_progress import course_progress
 from labkit.data.tasks import make_task
-from labkit.evaluate.score import Effort, entries, score
+from labkit.evaluate.score import Effort, score
+from labkit.evaluate.score_entries import rtn_entries
 from labkit.evaluate.size import parameter_count
 from labkit.models import load
 from labkit.models.apply import map_weights, quantize_model
@@ -151,7 +152,7 @@ from rich.console import Console
 from labkit.evaluate.score_table import score_table
 
 effort = Effort(tokens=2048, questions=32)
-rows = [row for _, row in score(model, tokenizer, entries(), effort)]
+rows = [row for _, row in score(model, tokenizer, rtn_entries(), effort)]
 Console(width=118, force_jupyter=False).print(score_table(rows, "Round-to-nearest"))
 
 # %% [markdown]

@@ -8,10 +8,13 @@ from typer.testing import CliRunner
 from labkit.core.scheme import QuantScheme
 from labkit.data.tasks import TASKS
 from labkit.evaluate import score_command
-from labkit.evaluate.score import Effort, Entry, ScoreRow, entries, score
+from labkit.evaluate.score import Effort, Entry, score
 from labkit.evaluate.score_chart import score_chart
+from labkit.evaluate.score_entries import entries, rtn_entries
+from labkit.evaluate.score_row import ScoreRow, recorded_rows
 from labkit.evaluate.score_table import score_table
 from labkit.models import load
+from labkit.models.methods import METHODS
 
 TINY = Effort(tokens=256, questions=4)
 
@@ -24,19 +27,37 @@ def loaded():
 @pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setattr(score_command, "Effort", lambda: TINY)
-    chosen = [entries()[0], entries()[2], entries()[-1]]
+    chosen = [rtn_entries()[0], rtn_entries()[2], rtn_entries()[-1]]
     monkeypatch.setattr(score_command, "entries", lambda everything: chosen)
     return chosen
 
 
-def test_rows_cover_bits_and_granularities_with_fp32_first():
-    labels = [entry.label for entry in entries()]
+def test_round_to_nearest_covers_bits_and_granularities_with_fp32_first():
+    labels = [entry.label for entry in rtn_entries()]
     assert labels[0] == "FP32" and len(labels) == 13 == len(set(labels))
     for bits in (8, 4, 3, 2):
         for granularity in ("tensor", "channel", "group 64"):
             assert f"RTN int{bits} sym {granularity}" in labels
-    everything = [entry.label for entry in entries(everything=True)]
-    assert set(labels) < set(everything) and len(everything) == len(set(everything))
+
+
+def test_every_method_has_a_row_in_the_default_table():
+    labels = [entry.label for entry in entries()]
+    assert labels[0] == "FP32" and len(labels) == len(set(labels))
+    for method in ("RTN", "LLM.int8()", "SmoothQuant", "NF4", "HQQ", "AWQ", "GPTQ"):
+        assert any(label.startswith(method) for label in labels), method
+
+
+def test_all_holds_every_row_and_each_method_of_labkit():
+    everything = entries(everything=True)
+    labels = [entry.label for entry in everything]
+    assert {entry.label for entry in entries()} < set(labels) and len(labels) == len(set(labels))
+    methods = {entry.method.name for entry in everything if entry.method is not None}
+    assert methods == set(METHODS)
+
+
+def test_recorded_rows_are_the_rows_of_the_table():
+    labels = [row.method for row in recorded_rows()]
+    assert labels == [entry.label for entry in entries()]
 
 
 def test_json(quick, monkeypatch):
@@ -68,7 +89,7 @@ def test_a_missing_model_is_an_error_not_a_traceback():
 
 
 def test_a_refused_method_is_reported_and_the_rest_goes_on(loaded):
-    bad = Entry("odd group", "rtn", QuantScheme(4, granularity="group", group_size=100))
+    bad = Entry("odd group", QuantScheme(4, granularity="group", group_size=100))
     results = [result for _, result in score(*loaded, [bad, entries()[0]], TINY)]
     assert "100" in str(results[0]) and not isinstance(results[0], ScoreRow)
     assert isinstance(results[1], ScoreRow)
@@ -77,7 +98,7 @@ def test_a_refused_method_is_reported_and_the_rest_goes_on(loaded):
 def test_quantization_matters(loaded):
     """What the course is built on: 8 bits a row are harmless, 4 bits a matrix are not."""
     wanted = {"FP32", "RTN int8 sym channel", "RTN int4 sym tensor", "RTN int2 sym channel"}
-    chosen = [entry for entry in entries() if entry.label in wanted]
+    chosen = [entry for entry in rtn_entries() if entry.label in wanted]
     rows = {e.label: row for e, row in score(*loaded, chosen, Effort(2048, 256, 50))}
     mean = {label: sum(row.perplexity.values()) for label, row in rows.items()}
     assert mean["RTN int8 sym channel"] < 1.01 * mean["FP32"]
