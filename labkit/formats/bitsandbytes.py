@@ -5,7 +5,7 @@ A 4-bit layer X [out, in] is
     X.weight                                uint8 [ceil(out * in / 2), 1], first code in high bits
     X.weight.absmax                         float32 [blocks], or uint8 with double quantization
     X.weight.quant_map                      float32 [16]
-    X.weight.quant_state.bitsandbytes__nf4  uint8: the bytes of a JSON object with the rest
+    X.weight.quant_state.bitsandbytes__nf4  uint8: a JSON object with the rest
     X.weight.nested_absmax                  float32 [ceil(blocks / 256)]   } double quantization
     X.weight.nested_quant_map               float32 [256]                  } alone
 
@@ -16,27 +16,29 @@ quantizers/quantizer_bnb_4bit.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 
-from labkit.core.codebook import BOOKS, CodebookTensor, NestedAbsmax
-from labkit.core.errors import FormatError, LabkitError
+from labkit.core.codebook import CodebookTensor, NestedAbsmax
+from labkit.core.errors import FormatError
 from labkit.core.quantized import Quantized
+from labkit.formats import expecting
 from labkit.formats.bitsandbytes_int8 import read_int8
-from labkit.formats.bitsandbytes_state import QuantState, read_state, state_bytes
+from labkit.formats.bitsandbytes_layer import PARTS, STATE, layer_from, layer_parts
+from labkit.formats.bitsandbytes_state import QuantState, read_state
 from labkit.formats.checkpoint import (
     SHARD_BYTES,
     Checkpoint,
     Folder,
+    LazyLayers,
+    Without,
     read_folder,
     write_folder,
 )
 from labkit.quantize.dynamic_map import NESTED_BLOCK_SIZE
-
-STATE = ".weight.quant_state.bitsandbytes__"
-PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
 
 
 def save(
@@ -83,72 +85,29 @@ def save(
 def load(path: Path | str) -> Checkpoint:
     """Read a folder that transformers or `save` wrote; 4-bit layers come back bit by bit.
 
+    What the layers say of themselves is checked now; their numbers are read when asked for.
+
     Raises:
         FormatError: damaged or hostile files, parts that are missing or do not fit each other, a
             config that contradicts the tensors.
     """
     folder = read_folder(path)
-    config = str(folder.path / "config.json")
-    if folder.quantization.get("quant_method") != "bitsandbytes":
-        raise FormatError("quant_method is not bitsandbytes", where=config)
-    four, eight = _mode(folder, "4bit"), _mode(folder, "8bit")
+    settings, where = folder.quantization, folder.path
+    expecting.only(settings, "quant_method", where, ["bitsandbytes"])
+    four = expecting.flag(settings, "load_in_4bit", where, settings.get("_load_in_4bit") is True)
+    eight = expecting.flag(settings, "load_in_8bit", where, settings.get("_load_in_8bit") is True)
     if four == eight:
-        raise FormatError("one of load_in_4bit and load_in_8bit must be true", where=config)
-    layers, used = _four_bit(folder) if four else _eight_bit(folder)
+        raise FormatError(
+            "one of load_in_4bit and load_in_8bit must be true", where=str(where / "config.json")
+        )
+    layers, used = _four_bit(folder) if four else read_int8(folder)
     if not layers:
         raise FormatError(
             "no quantized layer in the tensors, though the config says that there are",
-            where=str(folder.path),
+            where=str(where),
             remedy="Weights and config.json belong to different models.",
         )
-    tensors = {name: folder.tensors[name] for name in folder.tensors if name not in used}
-    return Checkpoint(folder.config, tensors, layers, folder.files)
-
-
-def layer_parts(name: str, layer: CodebookTensor) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors that stand for layer ``name``, under the names and in the shapes above."""
-    weight = f"{name}.weight"
-    yield weight, layer.packed[:, None]
-    nested = layer.absmax if isinstance(layer.absmax, NestedAbsmax) else None
-    yield f"{weight}.absmax", layer.block_absmax() if nested is None else nested.codes
-    yield f"{weight}.quant_map", torch.tensor(layer.book.values, dtype=torch.float32)
-    if nested is not None:
-        yield f"{weight}.nested_absmax", nested.absmax
-        yield f"{weight}.nested_quant_map", nested.levels
-    yield f"{name}{STATE}{layer.quant_type}", state_bytes(layer)
-
-
-def layer_from(state: QuantState, parts: Mapping[str, torch.Tensor], where: str) -> CodebookTensor:
-    """The layer whose tensors are ``parts`` ("weight", and those of `PARTS` that it has).
-
-    Raises FormatError where they contradict ``state`` or each other; ``where`` names the layer.
-    """
-    wanted = {"weight", "absmax", "quant_map"}
-    if state.nested_offset is not None:
-        wanted |= {"nested_absmax", "nested_quant_map"}
-    if set(parts) != wanted:
-        raise FormatError(f"has {sorted(parts)}", where=where, remedy=f"Needed: {sorted(wanted)}.")
-    _require_book(state.quant_type, parts["quant_map"], where)
-    for part in wanted - {"weight"}:
-        _require_finite(parts[part], f"{where}.{part}")
-    # Storage in another dtype (bnb_4bit_quant_storage) is the same bytes under another name.
-    packed = parts["weight"].contiguous().view(torch.uint8).reshape(-1)
-    absmax: torch.Tensor | NestedAbsmax = parts["absmax"]
-    try:
-        if state.nested_offset is not None:
-            absmax = NestedAbsmax(
-                parts["absmax"],
-                parts["nested_absmax"],
-                parts["nested_quant_map"],
-                state.nested_offset,
-                NESTED_BLOCK_SIZE,
-            )
-        shape = torch.Size(state.shape)
-        return CodebookTensor(
-            packed, absmax, shape, state.quant_type, state.block_size, state.dtype
-        )
-    except LabkitError as error:
-        raise FormatError(error.what, where=where, remedy=error.remedy) from error
+    return Checkpoint(folder.config, Without(folder.tensors, used), layers, folder.files)
 
 
 def _codebook_layers(layers: Mapping[str, Quantized]) -> dict[str, CodebookTensor]:
@@ -184,74 +143,63 @@ def _all_parts(layers: Mapping[str, CodebookTensor]) -> Iterator[tuple[str, torc
         yield from layer_parts(name, layer)
 
 
-def _skipped_modules(checkpoint: Checkpoint) -> list[str]:
-    """The matrices that stay as they are, or transformers would take them for quantized ones.
+def _skipped_modules(checkpoint: Checkpoint) -> list[str] | None:
+    """Linear layers of the blocks that stay as they are, and then the head, tied or not.
 
-    A tied head has no tensor of its own, so it is named in any case.
+    None, where there are none, leaves it to transformers, which keeps the head by itself.
     """
-    kept = {
-        name.removesuffix(".weight")
-        for name in checkpoint.tensors
-        if name.endswith(".weight") and checkpoint.tensors[name].ndim == 2
-    }
-    return sorted(kept | {"lm_head"})
+    parents = {name.rsplit(".", 1)[0] for name in checkpoint.layers if "." in name}
+    modules = {n.removesuffix(".weight") for n in checkpoint.tensors if n.endswith(".weight")}
+    left = {m for m in modules - set(checkpoint.layers) if m.rsplit(".", 1)[0] in parents}
+    return sorted(left | {"lm_head", "embed_out"}) if left else None
 
 
-def _mode(folder: Folder, bits: str) -> bool:
-    settings = folder.quantization
-    return settings.get(f"load_in_{bits}", settings.get(f"_load_in_{bits}", False)) is True
-
-
-def _four_bit(folder: Folder) -> tuple[dict[str, Quantized], set[str]]:
-    layers: dict[str, Quantized] = {}
+def _four_bit(folder: Folder) -> tuple[Mapping[str, Quantized], set[str]]:
+    states: dict[str, QuantState] = {}
     used: set[str] = set()
-    expected = folder.quantization.get("bnb_4bit_quant_type")
     for key in folder.tensors:
         name, found, quant_type = key.partition(STATE)
         if not found:
             continue
-        if name in layers or f"{name}.weight" not in folder.tensors or quant_type != expected:
+        if name in states or quant_type != folder.quantization.get("bnb_4bit_quant_type"):
             raise FormatError(
-                f"{key}: a second one, without its weight, or not {expected!r} as the config says",
+                f"{key!r}: a second state, or another quant type than in config.json",
                 where=str(folder.path),
             )
-        where = f"{folder.path}: {name}"
-        state = read_state(_small(folder, key), quant_type, where)
-        names = {part: f"{name}.weight.{part}" for part in PARTS}
-        names = {part: full for part, full in names.items() if full in folder.tensors}
-        names["weight"] = f"{name}.weight"
-        parts = {part: folder.tensors[full] for part, full in names.items()}
-        layers[name] = layer_from(state, parts, where)
-        used |= {key, *names.values()}
+        states[name] = _state(folder, name, key, quant_type)
+        used |= {key, *_names(folder, name).values()}
     lost = [key for key in folder.tensors if ".weight." in key and key not in used]
     if lost:
         raise FormatError(
             f"{len(lost)} tensors belong to no layer with a quant_state, such as {lost[0]!r}",
             where=str(folder.path),
         )
-    return layers, used
+
+    def read(name: str) -> CodebookTensor:
+        parts = {part: folder.tensors[full] for part, full in _names(folder, name).items()}
+        return layer_from(states[name], parts, f"{folder.path}: {name}")
+
+    return LazyLayers(states, read), used
 
 
-def _small(folder: Folder, key: str) -> torch.Tensor:
+def _names(folder: Folder, name: str) -> dict[str, str]:
+    """The parts that layer ``name`` has, and what their tensors are called."""
+    names = {part: f"{name}.weight.{part}" for part in PARTS} | {"weight": f"{name}.weight"}
+    return {part: full for part, full in names.items() if full in folder.tensors}
+
+
+def _state(folder: Folder, name: str, key: str, quant_type: str) -> QuantState:
+    """The layer's quant_state, which must ask for as many codes as there are."""
+    where = f"{folder.path}: {name}"
     entry = folder.tensors.entry(key)
     if entry.end - entry.begin > 4096:
-        raise FormatError(f"{key}: {entry.end - entry.begin} bytes", where=str(folder.path))
-    return folder.tensors[key]
-
-
-def _require_book(quant_type: str, values: torch.Tensor, where: str) -> None:
-    """bitsandbytes computes by the type's name and never looks at these numbers; nor do we."""
-    levels = torch.tensor(BOOKS[quant_type].values)
-    fits = values.shape == levels.shape and values.dtype == torch.float32
-    if not fits or not torch.allclose(values, levels, rtol=0, atol=1e-4):
-        raise FormatError(f"quant_map is not that of {quant_type}", where=where)
-
-
-def _require_finite(part: torch.Tensor, where: str) -> None:
-    if part.is_floating_point() and not bool(torch.isfinite(part).all()):
-        raise FormatError("NaN or infinity", where=where, remedy="Fetch the folder again.")
-
-
-def _eight_bit(folder: Folder) -> tuple[dict[str, Quantized], set[str]]:
-
-    return read_int8(folder)
+        raise FormatError(f"a quant_state of {entry.end - entry.begin} bytes", where=where)
+    state = read_state(folder.tensors[key], quant_type, where)
+    if f"{name}.weight" not in folder.tensors:
+        raise FormatError("a quant_state without a weight", where=where)
+    weight = folder.tensors.entry(f"{name}.weight")
+    if weight.end - weight.begin != (math.prod(state.shape) + 1) // 2:
+        raise FormatError(
+            f"{weight.end - weight.begin} bytes of codes for shape {list(state.shape)}", where=where
+        )
+    return state

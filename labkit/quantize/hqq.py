@@ -15,6 +15,10 @@ each with an exact solution, take turns:
 
 β, the strength of the tie between e and the error, grows by the factor κ each turn.
 
+With the published β = 10 shrinking cuts every error below β^(-1/(2-p)) = 0.17 to nothing. Weights
+of language models are smaller than that, so on them e is 0: the zero becomes the mean of
+code - w / scale, codes and zero take turns as in k-means, and neither p nor κ makes a difference.
+
 Two departures from the package (0.2.8), so that our error is at most its error: a group keeps the
 best zero that it saw (there the turn that failed to improve still counts), and κ is applied (there
 it is a setting that the default solver does not read).

@@ -25,19 +25,19 @@ def encode(
     boundaries: the 15 midpoints, float32, rising; code_of: uint8 [16], place -> code.
     """
     numbers = values.contiguous().numpy()
-    packed = torch.empty(values.numel() // 2, dtype=torch.uint8)
-    absmax = torch.empty(values.numel() // block_size, dtype=torch.float32)
+    packed = np.empty(values.numel() // 2, np.uint8)
+    absmax = np.empty(values.numel() // block_size, np.float32)
     _encode(
         numbers,
         numbers.view(np.int32),
         boundaries.numpy(),
         code_of.numpy(),
-        packed.numpy(),
-        absmax.numpy(),
-        absmax.numpy().view(np.int32),
+        packed,
+        absmax,
+        absmax.view(np.int32),
         block_size,
     )
-    return packed, absmax
+    return torch.from_numpy(packed), torch.from_numpy(absmax)
 
 
 def decode(
@@ -47,45 +47,49 @@ def decode(
 
     levels: float32 [16], code -> number.
     """
-    out = torch.empty(packed.numel() * 2, dtype=torch.float32)
+    # numpy asks the system for large pages, torch does not: a first write costs a fault a page.
+    out = np.empty(packed.numel() * 2, np.float32)
     pairs = torch.cartesian_prod(levels, levels).numpy().view(np.uint64).reshape(-1)
     _decode(
         packed.contiguous().numpy(),
         absmax.contiguous().numpy(),
         pairs,
-        out.numpy(),
-        out.numpy().view(np.uint64),
+        out,
+        out.view(np.uint64),
         block_size,
     )
-    return out[:count]
+    return torch.from_numpy(out)[:count]
 
 
 @numba.njit(parallel=True, cache=True, error_model="numpy")
 def _encode(values, bits, boundaries, code_of, packed, absmax, absmax_bits, block_size):
+    half = block_size // 2
     blocks = absmax.size
     run = max(1, _RUN * 64 // block_size)
     for part in numba.prange((blocks + run - 1) // run):
         unit = np.empty(block_size, np.float32)
         places = np.empty(block_size, np.int32)
         for block in range(part * run, min((part + 1) * run, blocks)):
-            start = block * block_size
+            # Slices, whose indices count from 0, spare a test for negative ones at each access.
+            numbers = values[block * block_size : (block + 1) * block_size]
+            patterns = bits[block * block_size : (block + 1) * block_size]
+            out = packed[block * half : (block + 1) * half]
             # Without their sign bit floats are in the order of their bits, and a maximum of
             # integers vectorises where one of floats, which must mind NaN, does not.
             peak = np.int32(0)
-            for i in range(block_size):
-                peak = max(peak, bits[start + i] & _MANTISSA_AND_EXPONENT)
+            for i in range(patterns.size):
+                peak = max(peak, np.int32(patterns[i] & _MANTISSA_AND_EXPONENT))
             absmax_bits[block] = peak
             inverse = np.float32(1) / max(absmax[block], _SMALLEST_DIVISOR)
-            for i in range(block_size):
-                unit[i] = values[start + i] * inverse
+            for i in range(numbers.size):
+                unit[i] = numbers[i] * inverse
                 places[i] = 0
             for k in range(boundaries.size):
                 boundary = boundaries[k]
-                for i in range(block_size):
+                for i in range(unit.size):
                     places[i] += np.int32(unit[i] > boundary)
-            for i in range(block_size // 2):
-                first, second = code_of[places[2 * i]], code_of[places[2 * i + 1]]
-                packed[start // 2 + i] = (first << 4) | second
+            for i in range(out.size):
+                out[i] = (code_of[places[2 * i]] << 4) | code_of[places[2 * i + 1]]
 
 
 @numba.njit(parallel=True, cache=True, error_model="numpy")
@@ -95,11 +99,12 @@ def _decode(packed, absmax, pairs, out, out_pairs, block_size):
     run = max(1, _RUN * 64 // block_size)
     for part in numba.prange((blocks + run - 1) // run):
         for block in range(part * run, min((part + 1) * run, blocks)):
-            first = block * half
-            last = min(first + half, packed.size)
+            codes = packed[block * half : (block + 1) * half]
+            numbers = out[block * block_size : (block + 1) * block_size]
+            both = out_pairs[block * half : (block + 1) * half]
             # A byte stands for two floats: one look-up, one store of 8 bytes.
-            for i in range(first, last):
-                out_pairs[i] = pairs[packed[i]]
+            for i in range(codes.size):
+                both[i] = pairs[codes[i]]
             scale = absmax[block]
-            for i in range(2 * first, 2 * last):
-                out[i] *= scale
+            for i in range(numbers.size):
+                numbers[i] *= scale
