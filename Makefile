@@ -15,7 +15,7 @@ PYTHON_311 ?= $(shell for p in python3.11 $(PYTHON); do \
 MAKING := pyproject.toml labkit/environment/create.py labkit/environment/llama_cpp.cmake
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test lint notebooks card-env clean
+.PHONY: help setup lab test test-peers lint notebooks card-env peers clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -40,8 +40,11 @@ $(VENV)/.lm-eval-ready: $(VENV)/.labkit-ready Makefile
 	@touch $@
 
 test: setup $(VENV)/.lm-eval-ready lint ## every test, every notebook compared with its outputs
-	$(PY) -m pytest tests
+	$(PY) -m pytest tests -m "not peers"
 	PYTHONPATH=$(CURDIR)/tests/offline $(PY) -m labkit.notebooks check
+
+test-peers: setup peers ## our methods and formats against the real libraries
+	$(PY) -m pytest tests -m peers
 
 lint: setup ## ruff, mypy on labkit/core, the rules of the notebooks
 	$(PY) -m ruff check .
@@ -60,5 +63,8 @@ $(CARD)/.labkit-ready: environment.yml constraints-card.txt $(MAKING)
 	@"$(PYTHON_311)" labkit/environment/create.py $(CARD) \
 		--constraints constraints-card.txt --environment environment.yml
 
-clean: ## remove both environments and the caches of the tools
-	rm -rf $(VENV) $(CARD) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+peers: setup card-env ## the real libraries, each in an environment of its own
+	$(PY) -m labkit.peers.environments
+
+clean: ## remove all environments and the caches of the tools
+	rm -rf $(VENV) $(CARD) .venv-gptqmodel .venv-llmcompressor .pytest_cache .mypy_cache .ruff_cache .hypothesis
