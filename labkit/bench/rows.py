@@ -71,13 +71,14 @@ def alternate(
 ) -> tuple[float, float]:
     """Return (our seconds, their seconds), medians over ``rounds`` in which both take turns.
 
-    ``ours`` is timed here, after one call that is not; ``theirs`` returns the seconds that it
-    measured itself, in its own process.
+    ``ours`` is timed here: its second call of a round, as the first warms up what the peer's turn
+    has cooled down. ``theirs`` returns the seconds that it measured itself, in its own process, and
+    warms up likewise.
     """
-    ours()
     mine, other = [], []
     for _ in range(rounds):
         other.append(theirs())
+        ours()
         started = time.perf_counter()
         ours()
         mine.append(time.perf_counter() - started)

@@ -85,8 +85,8 @@ def solve(
         group_aware: reorder inside of groups, and whole groups (`gptq_order`); no g_idx.
         scale_dtype: what scales are rounded to, before codes are chosen for them.
         route: how errors are passed on (`labkit.quantize.gptq_repair`): without inverting H, or by
-            the three factorisations of the paper's code, which give AutoGPTQ's integers bit by bit.
-            The two differ by the rounding of float32 alone.
+            the three factorisations of the paper's code and AutoGPTQ. The two differ by the
+            rounding of float32 alone.
         loop: the compiled inner loop or the plain one: the same bits. A weight that is not on the
             CPU always takes the plain one.
 

@@ -4,8 +4,8 @@ With H⁻¹ = Uᵀ U, U upper triangular, rounding column j to q_j moves the res
 
     err_j = (w_j - q_j) / U_jj            w_k ← w_k - err_j U_jk   for all k > j
 
-(Frantar et al. 2023, section 3.3). `ByInverse` does that, as the paper's code, AutoGPTQ and
-GPTQModel do, bit by bit. It takes three factorisations: H = L Lᵀ, H⁻¹ from L, H⁻¹ = Uᵀ U.
+(Frantar et al. 2023, section 3.3). `ByInverse` does that, in the steps of the paper's code, of
+AutoGPTQ and of GPTQModel. It takes three factorisations: H = L Lᵀ, H⁻¹ from L, H⁻¹ = Uᵀ U.
 
 `BySubstitution` takes one. Let R = U⁻¹, which is upper triangular with H = R Rᵀ. Then err is
 

@@ -1,0 +1,36 @@
+"""All comparisons of quantizers with the libraries, one after the other."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+
+from labkit.bench.rows import BenchRow, Effort
+from labkit.core.errors import PeerMissingError
+
+SOURCES = {
+    "gptq": "labkit.bench.gptq_rows",
+}
+"""What can be compared, and the module whose ``rows(effort)`` does it."""
+
+
+def compare(names: list[str], effort: Effort) -> Iterator[BenchRow | PeerMissingError]:
+    """Yield the rows of the sources named, in their order, as they are measured.
+
+    A source whose peer has no environment here yields the error instead of its remaining rows.
+    """
+    for name in names:
+        source = importlib.import_module(SOURCES[name])
+        try:
+            yield from source.rows(effort)
+        except PeerMissingError as error:
+            yield error
+
+
+def set_threads(count: int) -> None:
+    """Give torch and Numba ``count`` threads each, as the peers get."""
+    import numba
+    import torch
+
+    torch.set_num_threads(count)
+    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
