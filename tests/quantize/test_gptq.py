@@ -55,7 +55,7 @@ def order_settings(order, scheme):
     }
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(SCHEMES, ORDERS, st.sampled_from([7, 32, 128]), st.integers(1, 70), st.integers(0, 99))
 def test_the_compiled_loop_has_the_bits_of_the_plain_one(scheme, order, block, rows, seed):
     weight, x = problem(rows, seed=seed)
@@ -76,7 +76,7 @@ def parts(quantized):
     return [part for part in found if part is not None]
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(SCHEMES, ORDERS, st.sampled_from([32, 128]), st.integers(0, 99))
 def test_both_routes_find_the_same(scheme, order, block, seed):
     weight, x = problem(8, seed=seed)
@@ -93,6 +93,7 @@ def test_both_routes_find_the_same(scheme, order, block, seed):
     assert found[0].loss == pytest.approx(found[1].loss, rel=0.05)
 
 
+@settings(max_examples=25)
 @given(SCHEMES, ORDERS, st.integers(0, 99))
 def test_loss_is_the_trace(scheme, order, seed):
     weight, x = problem(seed=seed)
@@ -102,7 +103,7 @@ def test_loss_is_the_trace(scheme, order, seed):
 
 
 @pytest.mark.parametrize(
-    "bits, symmetric, size", product([2, 3, 4, 8], [True, False], [None, 16, 32])
+    "bits, symmetric, size", list(product([2, 3, 4, 8], [True, False], [None, 16, 32]))
 )
 def test_less_damage_than_rounding_to_nearest(bits, symmetric, size):
     scheme = QuantScheme(bits, symmetric, "group" if size else "channel", size, False)
