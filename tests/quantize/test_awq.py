@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labkit.core.errors import (
@@ -43,6 +43,7 @@ def output_error(x, weight, other):
     return float((x @ (other - weight).T).square().mean())
 
 
+@settings(max_examples=12)
 @given(SCHEMES, SEEDS)
 def test_never_worse_than_rounding_to_nearest(scheme, seed):
     weight, x = case(seed)
@@ -54,6 +55,7 @@ def test_never_worse_than_rounding_to_nearest(scheme, seed):
     assert ours == pytest.approx(solution.loss, rel=1e-3, abs=1e-9)
 
 
+@settings(max_examples=12)
 @given(SEEDS)
 def test_the_loss_is_the_error_of_the_outputs(seed):
     weight, x = case(seed)
@@ -64,6 +66,7 @@ def test_the_loss_is_the_error_of_the_outputs(seed):
     assert loss == pytest.approx(output_error(x, weight, scaled), rel=1e-3)
 
 
+@settings(max_examples=12)
 @given(SEEDS)
 def test_all_of_the_grid_is_tried_and_the_best_kept(seed):
     weight, x = case(seed)
