@@ -12,10 +12,10 @@ from tiny_models import tiny
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from formats.checkpoints import bare
-from labkit.core.codebook import BOOKS, CodebookTensor, NestedAbsmax
+from labkit.core.codebook import CodebookTensor, NestedAbsmax
 from labkit.core.errors import FormatError
 from labkit.core.scheme import QuantScheme
-from labkit.formats import Checkpoint, bitsandbytes, detect
+from labkit.formats import bitsandbytes, detect
 from labkit.formats.bitsandbytes_state import read_state, state_bytes
 from labkit.models.loading import bundled_folder, load
 from labkit.models.quantized import checkpoint_from, model_from
@@ -126,13 +126,13 @@ def test_transformers_reads_other_families(tmp_path, family):
     model = tiny(family)
     layers = quantized(model, quant_type="fp4")
     dropped = list(layers)[-1]
-    kept = layers.pop(dropped)  # one layer stays as it is, and transformers must know
+    del layers[dropped]  # one layer stays as it is, and transformers must know
     checkpoint = checkpoint_from(model, layers)
     bitsandbytes.save(checkpoint, tmp_path / "m")
     theirs = exact(AutoModelForCausalLM.from_pretrained(tmp_path / "m", device_map="cpu"))
     modules = dict(theirs.named_modules())
     assert all(isinstance(modules[name], bnb.nn.Linear4bit) for name in layers)
-    assert not isinstance(modules[dropped], bnb.nn.Linear4bit) and kept.shape
+    assert not isinstance(modules[dropped], bnb.nn.Linear4bit)
     ids = torch.arange(24).reshape(2, 12) * 5 % 128
     assert torch.allclose(logits(theirs, ids), logits(model_from(checkpoint), ids), atol=1e-5)
 
@@ -175,8 +175,9 @@ def test_labkit_reads_llm_int8(tmp_path):
     assert sorted(read.layers) == sorted(linear_layers(model))
     for name, module in linear_layers(model).items():
         weight, restored = weight_matrix(module).detach(), read.layers[name].dequantize()
+        # It rounds to float16 first.
         step = weight.abs().amax(1, keepdim=True) / 127
-        assert bool(((restored - weight).abs() <= step * 0.51).all())
+        assert bool(((restored - weight).abs() <= step * 0.6).all())
         stored = dict(theirs.named_modules())[name]
         scales = stored.weight.SCB if stored.weight.SCB is not None else stored.state.SCB
         assert torch.allclose(
@@ -376,9 +377,8 @@ def test_other_storage_dtypes_are_the_same_bytes(tmp_path):
 
 
 def test_the_config_is_what_transformers_writes(tmp_path):
-    bitsandbytes.save(
-        bare(layer(double_quantization=True)), tmp_path / "m", compute_dtype="float16"
-    )
+    checkpoint = bare(layer(double_quantization=True))
+    bitsandbytes.save(checkpoint, tmp_path / "m", compute_dtype="float16")
     written = json.loads((tmp_path / "m" / "config.json").read_text())["quantization_config"]
     theirs = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -387,4 +387,3 @@ def test_the_config_is_what_transformers_writes(tmp_path):
         bnb_4bit_compute_dtype=torch.float16,
     ).to_dict()
     assert written == theirs | {"llm_int8_skip_modules": written["llm_int8_skip_modules"]}
-    assert BOOKS["nf4"].values[0] == -1.0 and Checkpoint is not None

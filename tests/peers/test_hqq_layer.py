@@ -37,9 +37,11 @@ def test_error_is_at_most_the_packages(need_peer):
         name, weight = case["name"], tensors[f"{case['name']}.weight"]
         codes, scale, zero = (theirs[f"{name}.{part}"] for part in ("codes", "scale", "zero"))
         peer_error = (((codes - zero) * scale).reshape(weight.shape) - weight).abs().mean()
-        ours = hqq.quantize(weight, case["bits"], 64, scale_dtype=torch.float32)
-        error = (ours.dequantize() - weight).abs().mean()
-        assert float(error) <= float(peer_error) * (1 + 1e-6), name
+        # With κ, which the package does not apply, the turns differ where weights are large.
+        for kappa, margin in ((1.0, 1e-6), (1.01, 1e-3)):
+            ours = hqq.quantize(weight, case["bits"], 64, kappa=kappa, scale_dtype=torch.float32)
+            error = (ours.dequantize() - weight).abs().mean()
+            assert float(error) <= float(peer_error) * (1 + margin), name
         if not name.startswith("narrow"):  # there the package has a single level
             same = ours.codes.float().reshape(codes.shape) == codes
             assert float(same.float().mean()) > 0.98, name
