@@ -10,6 +10,7 @@ from labkit.core.errors import PeerMissingError
 
 SOURCES = {
     "gptq": "labkit.bench.gptq_rows",
+    "awq": "labkit.bench.awq_rows",
 }
 """What can be compared, and the module whose ``rows(effort)`` does it."""
 

@@ -49,7 +49,7 @@ class Watched(awq_quantizer.AwqQuantizer):
 
 def main(tensors, settings):
     """`tensors["ids"]` int64 [sequences, length]; settings: model (a folder), bits, group_size,
-    zero_point, duo, clip, mend.
+    zero_point, and if wanted duo, clip, mend, blocks (the first ones alone).
 
     Returns "scales.BLOCK.SOURCE" and the weights of the decoder blocks by name (norms with the
     scales folded in, linears rounded to their grid and back); as results the loss of every trial
@@ -59,6 +59,8 @@ def main(tensors, settings):
     held = AutoAWQForCausalLM.from_pretrained(
         settings["model"], torch_dtype=torch.float32, use_cache=False, device_map=None
     )
+    layers = held.model.model.layers
+    held.model.model.layers = layers[: settings.get("blocks") or len(layers)]
     Watched.found, Watched.mend = [], settings.get("mend", True)
     config = {
         "zero_point": settings["zero_point"],

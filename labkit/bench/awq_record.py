@@ -1,0 +1,86 @@
+"""What AutoAWQ makes of the bundled model, kept for learners who do not have it here.
+
+    python -m labkit.bench.awq_record          writes data/results/awq.json
+
+Notebook 06 shows these figures, with the command and the machine that they come from.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from labkit.core.scheme import QuantScheme
+from labkit.data import load_corpus
+from labkit.data.calibration import calibration_set
+from labkit.evaluate.perplexity import perplexity
+from labkit.evaluate.provenance import made_with
+from labkit.models import bundled_folder, load
+from labkit.models.blockwise import quantize_blockwise
+from labkit.models.methods import Awq, Rtn
+from labkit.peers.call import call
+
+RECORD = Path(__file__).resolve().parents[2] / "data" / "results" / "awq.json"
+BITS, GROUP, SEQUENCES, LENGTH, TOKENS, THREADS = 4, 128, 32, 256, 16384, 1
+SCHEME = QuantScheme(BITS, False, "group", GROUP)
+
+
+def auto_awq(ids: Tensor, blocks: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """AutoAWQ 0.2.9 on the bundled model (or its first `blocks`): weights and scales, results.
+
+    Raises PeerMissingError where its environment is not there.
+    """
+    settings: dict[str, Any] = {"model": str(bundled_folder()), "zero_point": True}
+    settings |= {"bits": BITS, "group_size": GROUP, "blocks": blocks}
+    return call("awq", "awq_model", {"ids": ids}, settings, threads=THREADS, timeout=3600)
+
+
+def with_weights(model: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
+    """A copy of `model` with the weights that `auto_awq` returned."""
+    changed = copy.deepcopy(model)
+    weights = {name: t for name, t in tensors.items() if not name.startswith("scales.")}
+    changed.load_state_dict(weights, strict=False)
+    return changed
+
+
+def main() -> None:
+    """Run both on the same tokens, and write the record."""
+    model, tokenizer = load(str(bundled_folder()))
+    ids = calibration_set(tokenizer, "stdlib-code", SEQUENCES, LENGTH)
+    tensors, results = auto_awq(ids)
+    started = time.perf_counter()
+    ours = quantize_blockwise(model, Awq(SCHEME), ids).model
+    seconds = time.perf_counter() - started
+    models = {
+        "FP32": model,
+        "RTN": quantize_blockwise(model, Rtn(SCHEME)).model,
+        "AWQ, labkit": ours,
+        "AWQ, AutoAWQ 0.2.9": with_weights(model, tensors),
+    }
+    texts = {name: load_corpus(name, "heldout").text for name in ("stdlib-prose", "stdlib-code")}
+    record = {
+        "command": "python -m labkit.bench.awq_record",
+        "made_with": made_with() | {"threads": THREADS},
+        "settings": f"{SCHEME}, {SEQUENCES} x {LENGTH} tokens of stdlib-code",
+        "seconds": {"AWQ, labkit": seconds, "AWQ, AutoAWQ 0.2.9": results["seconds"]},
+        "perplexity": {
+            label: {
+                name: perplexity(one, tokenizer, text, 256, max_tokens=TOKENS).value
+                for name, text in texts.items()
+            }
+            for label, one in models.items()
+        },
+        "searches": results["searches"],
+    }
+    RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(f"saved: {RECORD}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
