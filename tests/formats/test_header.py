@@ -113,7 +113,7 @@ def test_a_mutated_file_is_read_or_refused(tmp_path_factory, data):
 
 
 @pytest.mark.slow
-@settings(max_examples=20_000, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=3_000, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_many_mutated_files(tmp_path_factory, data):
     _mutate(tmp_path_factory, data)
