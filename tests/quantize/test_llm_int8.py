@@ -28,6 +28,26 @@ def test_outlier_columns_are_those_that_any_token_makes_loud():
     assert llm_int8.outlier_columns(x, math.inf).tolist() == []
 
 
+def test_outlier_features_are_loud_in_many_layers_and_tokens():
+    hidden = torch.ones(8, 50, 6)
+    hidden[:2, :3, 1] = -7.0  # a quarter of the layers, 6 % of the tokens: just enough
+    hidden[:1, :, 2] = 50.0  # one layer alone
+    hidden[:, :2, 3] = 50.0  # two tokens alone
+    hidden[:, :, 4] = 6.0
+    hidden[:, :, 5] = 5.99
+    assert llm_int8.outlier_features(hidden).tolist() == [1, 4]
+    assert llm_int8.outlier_features(hidden, 40.0, 0.1, 0.01).tolist() == [2, 3]
+    for bad in (torch.ones(2, 3), torch.ones(0, 3, 2)):
+        with pytest.raises(ShapeError):
+            llm_int8.outlier_features(bad)
+    for arguments in ((0.0,), (6.0, 0.0), (6.0, 0.25, 1.5), (math.nan,)):
+        with pytest.raises(SchemeError):
+            llm_int8.outlier_features(hidden, *arguments)
+    hidden[0, 0, 0] = math.nan
+    with pytest.raises(NonFiniteError):
+        llm_int8.outlier_features(hidden)
+
+
 @given(st.integers(0, 10**6), st.sampled_from([(), (0,), (1, 5), (0, 1, 2, 3, 4, 5, 6)]))
 def test_error_is_bounded_by_the_quiet_columns_alone(seed, loud):
     x, weight, bias = layer(6, 8, 5, loud, 100.0, seed)
