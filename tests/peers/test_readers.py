@@ -1,7 +1,7 @@
 """What labkit writes, the real libraries read: the same weights bit by bit, the same logits.
 
-And back: labkit reads what they wrote. vLLM is not among them; `labkit.formats.vllm_rules` says what
-is checked of it instead.
+And back: labkit reads what they wrote. vLLM is not among them: `labkit.formats.vllm_rules` says
+what is checked of it instead.
 """
 
 from __future__ import annotations
