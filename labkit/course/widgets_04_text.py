@@ -8,8 +8,8 @@ from transformers import PreTrainedTokenizerBase
 
 PASSAGES = (
     "The kettle whistled while rain ran down the kitchen window, and my grandmother counted the "
-    "spoons twice before she admitted that one of them had been missing since the wedding in spring.",
-    "A compiler reads source text, builds a tree from it, checks the types of every expression, "
+    "spoons twice before she admitted that one of them had been missing since the wedding.",
+    "A compiler reads source text, builds a tree from it, checks the types of all expressions, "
     "and only then begins to choose registers and instructions for the processor that will run it.",
     "Interest rates rose by a quarter of a percent on Thursday, the third increase this year, as "
     "the central bank tries to slow inflation without pushing the economy into a recession.",
@@ -33,7 +33,7 @@ PASSAGES = (
     "remaining 15 percent were undecided, with a margin of error of about three points.",
 )
 
-LENGTH = 36
+LENGTH = 34
 
 
 def passage_ids(tokenizer: PreTrainedTokenizerBase) -> Tensor:
