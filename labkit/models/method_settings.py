@@ -55,7 +55,7 @@ def method_from_words(
                 f"{word!r} is no setting of {name}",
                 remedy=f"It has {', '.join(key for key in fields if key != 'scheme')}.",
             )
-        values[key] = _value(word, text, fields[key].default)
+        values[key] = _value(word, text, fields[key])
     return kind(**values)
 
 
@@ -86,24 +86,25 @@ def _usual(name: str) -> QuantScheme:
     return QuantScheme(4, name != "awq", "group", 128, narrow_range=False)
 
 
-def _value(word: str, text: str, default: Any) -> Any:
-    """The text as the type of the setting's default."""
+def _value(word: str, text: str, field: dataclasses.Field) -> Any:
+    """The text as a value of the setting: of the type of its default, or null where it may be."""
+    default = field.default
+    if isinstance(default, str):
+        return text
     if isinstance(default, torch.dtype):
         found = getattr(torch, text, None)
-    elif isinstance(default, str):
-        return text
+        fits = isinstance(found, torch.dtype)
     else:
         try:
             found = json.loads(text.lower())
         except ValueError:
-            found = None
-    fits = default is None or default is dataclasses.MISSING or isinstance(found, type(default))
-    if isinstance(default, float) and type(found) is int:
-        return float(found)
-    if isinstance(found, bool) != isinstance(default, bool) and default is not None:
-        fits = False
+            found = object()
+        number = int | float if isinstance(default, float) else type(default)
+        same_kind = isinstance(found, bool) == isinstance(default, bool)
+        fits = isinstance(found, number) and same_kind
+        fits = fits or (found is None and "None" in str(field.type))
     if not fits:
         raise SchemeError(
             f"{word!r} cannot be read", remedy=f"A value such as {default!r} is expected."
         )
-    return found
+    return type(default)(found) if isinstance(default, float) and found is not None else found

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from labkit.core.errors import ResumeError
+from labkit.core.errors import FormatError, ResumeError
 from labkit.formats.reading import open_tensors, read_json
 from labkit.formats.writing import save_tensors, write_json
 from labkit.models.storage import FinishedBlock, read_block, write_block
@@ -57,8 +57,15 @@ class WorkFolder:
         return read_block(self._block(index))
 
     def read_inputs(self, index: int) -> list[Tensor]:
-        """What enters block `index`, batch by batch."""
-        batches = open_tensors(self._inputs(index))
+        """What enters block `index`, batch by batch. Raises FormatError for a damaged file."""
+        path = self._inputs(index)
+        batches = open_tensors(path)
+        if set(batches) != {str(number) for number in range(len(batches))}:
+            raise FormatError(
+                "these are not the inputs of a block",
+                where=str(path),
+                remedy="Remove the work folder and start the run again.",
+            )
         return [batches[str(number)] for number in range(len(batches))]
 
     def write(self, index: int, block: FinishedBlock, outputs: list[Tensor] | None) -> None:

@@ -65,7 +65,7 @@ def test_a_folder_becomes_a_folder(tmp_path: Path) -> None:
     out, report = tmp_path / "out", tmp_path / "report.json"
     done = run(
         bundled_folder(), "--method", "gptq", "--bits", 4, "--group-size", 128, "--out", out,
-        "--format", "gptq", "--report", report, "--set", "damp=0.02", *TEXT,
+        "--format", "gptq", "--report", report, "--set", "damp=0.02", "--set", "loop=plain", *TEXT,
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     assert (
@@ -117,3 +117,17 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(blockwise, "quantize_blockwise", interrupted)
     done = run(bundled_folder(), "--out", tmp_path / "out", "--method", "rtn")
     assert done.exit_code == 130 and "goes on from" in done.output
+
+
+def test_the_bar_shows_layer_count_and_time_left() -> None:
+    from io import StringIO
+
+    from rich.console import Console
+
+    from labkit.models.progress import layer_progress
+
+    text = StringIO()
+    with layer_progress(Console(file=text, force_terminal=True, width=140)) as tick:
+        tick("model.layers.0.mlp.up_proj", 3, 14)
+    shown = text.getvalue()
+    assert "model.layers.0.mlp.up_proj" in shown and "3/14" in shown and "left" in shown

@@ -39,9 +39,10 @@ def same(one, other) -> bool:
 
 def test_sigkill_at_any_point(folder: Path, tmp_path: Path) -> None:
     tests = Path(__file__).parents[1]
+    paths, inherited = [tests, tests.parent], os.environ.get("PYTHONPATH", "")
     done = subprocess.run(
         [sys.executable, tests / "models" / "resume_script.py", folder, tmp_path / "runs"],
-        env=os.environ | {"PYTHONPATH": f"{tests}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([*map(str, paths), inherited])},
         capture_output=True,
         text=True,
     )
@@ -178,4 +179,19 @@ def test_a_damaged_work_file_is_said(folder: Path, tmp_path: Path) -> None:
     block = work / "block-00001.safetensors"
     block.write_bytes(block.read_bytes()[:-10])
     with pytest.raises(FormatError, match=r"block-00001"):
+        quantize_blockwise(folder, METHOD, IDS, work=work)
+
+
+def test_a_lost_or_foreign_inputs_file_is_said(folder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    work = tmp_path / "work"
+    with pytest.raises(StopError):
+        quantize_blockwise(folder, METHOD, IDS, work=work, progress=stop_at(8, StopError()))
+    inputs = work / "inputs-00001.safetensors"
+    save_file({"x": torch.ones(2)}, inputs)
+    with pytest.raises(FormatError, match="not the inputs of a block"):
+        quantize_blockwise(folder, METHOD, IDS, work=work)
+    inputs.unlink()
+    with pytest.raises(FormatError, match="inputs-00001"):
         quantize_blockwise(folder, METHOD, IDS, work=work)
