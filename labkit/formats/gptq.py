@@ -14,10 +14,12 @@ is ours plus 2^(b-1), and its zero-point is 2^(b-1).
 asymmetric group of non-negative weights has, would be stored as -1 and there is no such code. What
 then happens differs even inside AutoGPTQ 0.7.1: its writer's -1 spills into the neighbours' bits;
 of its readers `qlinear_cuda_old` masks after adding (15 + 1 = 0, at 2, 4 and 8 bits), but not at 3
-bits, and `qlinear_cuda` (act-order) makes it 16. So labkit refuses to write it in v1 and to guess
-when it reads it; v2 (checkpoint_format "gptq_v2") stores z itself and has no such hole.
+bits, and `qlinear_cuda` (act-order) makes it 16. GPTQModel subtracts from and adds to whole words,
+so that its own reader finds the borrowed bits again and no other does; it therefore refuses
+asymmetric v1 that it did not write. labkit refuses to write a zero-point of 0 in v1 and to guess
+when it reads one; v2 (checkpoint_format "gptq_v2") stores z itself and has no such hole.
 Sources: AutoGPTQ 0.7.1, nn_modules/qlinear/qlinear_cuda_old.py and qlinear_cuda.py (pack, forward);
-GPTQModel, utils/model.py (convert_gptq_v1_to_v2_format).
+GPTQModel 7.6.0, utils/model.py (convert_gptq_v2_to_v1_format_module), models/loader.py.
 """
 
 from __future__ import annotations

@@ -160,7 +160,7 @@ def _require_fit(model: nn.Module, checkpoint: Checkpoint) -> None:
             found = tuple(checkpoint.layers[name].shape)
             raise _misfit(f"layer {name!r} is {found}, by config.json {shape}")
     for name in checkpoint.tensors:
-        if name.endswith(_COMPUTED) and name not in wanted:
+        if name not in wanted and _says_nothing(name, checkpoint):
             continue
         offered.add(name)
         if name not in wanted:
@@ -171,6 +171,14 @@ def _require_fit(model: nn.Module, checkpoint: Checkpoint) -> None:
     missing = sorted(set(wanted) - offered - _tied(model))
     if missing:
         raise _misfit(f"no tensor for {missing[0]!r}, and {len(missing) - 1} others")
+
+
+def _says_nothing(name: str, checkpoint: Checkpoint) -> bool:
+    """Left over, but harmless: what models compute, and AutoGPTQ's biases of 0 for every layer."""
+    if name.endswith(_COMPUTED):
+        return True
+    unbiased = name.endswith(".bias") and name.removesuffix(".bias") in checkpoint.layers
+    return unbiased and not bool(checkpoint.tensors[name].any())
 
 
 def _tied(model: nn.Module) -> set[str]:

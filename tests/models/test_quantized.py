@@ -125,6 +125,18 @@ def test_tensors_are_neither_missing_nor_left_over(tmp_path):
         load(str(path))
 
 
+def test_biases_of_zero_for_layers_without(tmp_path):
+    """AutoGPTQ writes one for every layer; any other number would be lost, and is refused."""
+    path = _saved(tmp_path / "m")
+    whole = dict(open_tensors(path))
+    name = "model.layers.0.mlp.up_proj.bias"
+    save_tensors(path / "model.safetensors", whole | {name: torch.zeros(128)})
+    assert torch.isfinite(logits(model_from(gptq.load(path)))).all()
+    save_tensors(path / "model.safetensors", whole | {name: torch.ones(128)})
+    with pytest.raises(FormatError, match="belongs nowhere"):
+        model_from(gptq.load(path))
+
+
 def test_no_tokenizer(tmp_path):
     with pytest.raises(ModelError, match="no tokenizer"):
         load(str(_saved(tmp_path / "m")))

@@ -27,7 +27,8 @@ def main(tensors, settings):
 @torch.no_grad()
 def read(tokens, folder, backend):
     held = GPTQModel.load(folder, backend=backend, device="cpu")
-    model = held.model.float().eval()
+    model = held.model.eval()
+    torch.nn.Module.float(model)  # its own `float` refuses a quantized model
     kinds, out = set(), {}
     for name, module in model.named_modules():
         if hasattr(module, "qweight"):

@@ -21,7 +21,8 @@ def main(tensors, settings):
 
 @torch.no_grad()
 def read(tokens, folder, dtype):
-    model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=dtype).eval().float()
+    model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=dtype).eval()
+    torch.nn.Module.float(model)  # its own `float` refuses a quantized model
     out = {"logits": model(input_ids=tokens).logits.float()}
     kinds = set()
     for name, module in model.named_modules():

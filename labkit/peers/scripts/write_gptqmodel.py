@@ -22,7 +22,7 @@ def main(tensors, settings):
 
 def write(tokens, source, settings):
     config = QuantizeConfig(**settings["config"], device="cpu")
-    held = GPTQModel.load(source, config, device="cpu")
+    held = GPTQModel.load(source, config)
     rows = [{"input_ids": r, "attention_mask": torch.ones_like(r)} for r in tokens]
     held.quantize(rows, batch_size=1, backend=BACKEND.GPTQ_TORCH)
     held.save(settings["folder"])
