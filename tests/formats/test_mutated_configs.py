@@ -98,7 +98,7 @@ def test_a_tampered_config_is_read_or_refused(folders, data):
 
 
 @pytest.mark.slow
-@settings(QUIET, max_examples=2_000)
+@settings(QUIET, max_examples=1_000)
 @given(data=st.data())
 def test_many_tampered_configs(folders, data):
     _check(folders, data, ["gptq", "awq", "ct"])
