@@ -11,6 +11,7 @@ from labkit.core.errors import PeerMissingError
 SOURCES = {
     "gptq": "labkit.bench.gptq_rows",
     "awq": "labkit.bench.awq_rows",
+    "nf4": "labkit.bench.nf4_rows",
 }
 """What can be compared, and the module whose ``rows(effort)`` does it."""
 

@@ -35,6 +35,8 @@ from labkit.core.errors import GroupSizeError, SchemeError, ShapeError
 from labkit.core.finite import require_finite
 from labkit.core.float_zero import FloatZeroTensor
 
+_RUN = 2**17  # weights
+
 
 @dataclass(frozen=True)
 class HqqSolution:
@@ -108,9 +110,7 @@ def solve(
     stalled = 0
     for _ in range(iterations + 1):
         stored = _stored_zero(zero, scale_dtype).float()
-        codes = _codes(groups, step, stored, bits)
-        residual = groups - (codes - stored) * step
-        error = residual.abs().mean(-1, keepdim=True)
+        error, zero = _turn(groups, step, stored, bits, beta, p)
         better = error < best_error
         best_zero = torch.where(better, stored, best_zero)
         best_error = torch.where(better, error, best_error)
@@ -119,18 +119,44 @@ def solve(
         errors.append(mean)
         if stalled == 2:
             break
-        kept = shrink(residual, beta, p)
-        zero = (codes - (groups - kept) / step).mean(-1, keepdim=True)
         beta *= kappa
-    codes = _codes(groups, step, best_zero, bits).to(torch.uint8)
+    codes = torch.empty_like(groups, dtype=torch.uint8)
+    for rows in _runs(groups):
+        codes[rows] = _codes(groups[rows], step[rows], best_zero[rows], bits).to(torch.uint8)
     quantized = FloatZeroTensor(
         codes.reshape(weight.shape),
-        scale.squeeze(-1),
-        best_zero.to(scale_dtype).squeeze(-1),
+        scale.reshape(len(weight), -1),
+        best_zero.to(scale_dtype).reshape(len(weight), -1),
         bits,
         groups.shape[-1],
     )
     return HqqSolution(quantized, tuple(errors))
+
+
+def _turn(
+    groups: torch.Tensor,
+    scale: torch.Tensor,
+    zero: torch.Tensor,
+    bits: int,
+    beta: float,
+    p: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both steps for every group: its mean error with ``zero``, and the next zero, [groups, 1]."""
+    errors, zeros = torch.empty_like(zero), torch.empty_like(zero)
+    for rows in _runs(groups):
+        weight, step = groups[rows], scale[rows]
+        codes = _codes(weight, step, zero[rows], bits)
+        residual = weight - (codes - zero[rows]) * step
+        errors[rows] = residual.abs().mean(-1, keepdim=True)
+        kept = shrink(residual, beta, p)
+        zeros[rows] = (codes - (weight - kept) / step).mean(-1, keepdim=True)
+    return errors, zeros
+
+
+def _runs(groups: torch.Tensor) -> list[slice]:
+    """Groups cut into runs that stay in the processor's cache through all of a turn's steps."""
+    size = max(1, _RUN // groups.shape[-1])
+    return [slice(start, start + size) for start in range(0, len(groups), size)]
 
 
 def shrink(x: torch.Tensor, beta: float, p: float) -> torch.Tensor:
@@ -140,6 +166,8 @@ def shrink(x: torch.Tensor, beta: float, p: float) -> torch.Tensor:
     Yin 2016, "Nonconvex sparse regularization and splitting algorithms".
     """
     size = x.abs()
+    if float(size.max()) < 0.999 * beta ** (-1 / (2 - p)):
+        return torch.zeros_like(x)  # as the formula has it, without its powers
     return torch.sign(x) * (size - size.pow(p - 1) / beta).clamp(min=0)
 
 
@@ -150,7 +178,7 @@ def _codes(
 
 
 def _groups(weight: torch.Tensor, group_size: int | None) -> torch.Tensor:
-    """The weight as float32 [out, in / group_size, group_size], checked."""
+    """The weight as float32 [groups, group_size], row by row, checked."""
     if not weight.is_floating_point():
         raise SchemeError(f"the weight is {weight.dtype}", remedy="Quantize real numbers.")
     if weight.ndim != 2 or weight.numel() == 0:
@@ -163,7 +191,7 @@ def _groups(weight: torch.Tensor, group_size: int | None) -> torch.Tensor:
         raise GroupSizeError(
             f"group size {size} does not divide {weight.shape[1]} input columns", where="HQQ"
         )
-    return weight.detach().float().unflatten(-1, (-1, size))
+    return weight.detach().float().reshape(-1, size)
 
 
 def _stored_zero(zero: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -38,7 +38,7 @@ def test_error_is_at_most_the_packages(need_peer):
         codes, scale, zero = (theirs[f"{name}.{part}"] for part in ("codes", "scale", "zero"))
         peer_error = (((codes - zero) * scale).reshape(weight.shape) - weight).abs().mean()
         # With κ, which the package does not apply, the turns differ where weights are large.
-        for kappa, margin in ((1.0, 1e-6), (1.01, 1e-3)):
+        for kappa, margin in ((1.0, 1e-6), (1.01, 3e-3)):
             ours = hqq.quantize(weight, case["bits"], 64, kappa=kappa, scale_dtype=torch.float32)
             error = (ours.dequantize() - weight).abs().mean()
             assert float(error) <= float(peer_error) * (1 + margin), name
