@@ -24,4 +24,5 @@ CHAPTERS = (
     Chapter("01_dtypes", 75, "What can each format say, and where is it silent?"),
     Chapter("02_scale_zero_point", 60, "How does a real number become an integer, and back?"),
     Chapter("03_per_channel", 90, "How many numbers should share a scale?"),
+    Chapter("04_outliers", 100, "Why does INT8 fail on a model that INT8 should fit?"),
 )

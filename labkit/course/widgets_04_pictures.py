@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from torch import Tensor
@@ -19,48 +18,51 @@ LEVELS = 255
 
 
 def channel_map(maxima: Mapping[str, Tensor]) -> Figure:
-    """max|x| of each channel (columns) in each layer's input (rows), on a logarithmic scale.
+    """max|x| of each channel (columns) in each layer's input (rows).
 
-    `maxima`: float [channels] by a short name of the layer, the same channels in all.
+    `maxima`: float [channels] by a short name of the layer, the same channels in all. The loudest
+    two of each row are named, where there is room.
     """
     table = torch.stack(list(maxima.values())).numpy()
     fig, ax = figures.new(size=(7.6, 0.9 + 0.24 * len(table)))
-    norm = LogNorm(max(float(table.min()), 0.1), float(table.max()))
-    # Stretched to pixels by maximum, so that a single loud channel is not lost between them.
+    # Each channel twice, so that a single bright column is not lost between two pixels.
     wide = np.repeat(table, 2, axis=1)
-    picture = ax.imshow(wide, cmap=figures.HEAT, norm=norm, aspect="auto", interpolation="none")
+    picture = ax.imshow(wide, cmap=figures.HEAT, vmin=0, aspect="auto", interpolation="none")
     ax.set_yticks(range(len(table)), labels=list(maxima), fontsize=8)
-    loudest = sorted({int(c) for row in table for c in np.argsort(row)[-1:]})
-    ax.set_xticks([2 * c + 0.5 for c in loudest], labels=[str(c) for c in loudest])
-    ax.set(xlabel=f"channel (of {table.shape[1]}); named: the loudest of each row")
+    named: list[int] = []
+    for channel in np.argsort(-table, axis=1)[:, :2].T.flatten().tolist():
+        if all(abs(channel - other) > table.shape[1] // 20 for other in named):
+            named.append(channel)
+    ax.set_xticks([2 * c + 0.5 for c in named], labels=[str(c) for c in named])
+    ax.set(xlabel=f"channel (of {table.shape[1]}; the loudest are named)")
     ax.grid(False)
-    fig.colorbar(picture, ax=ax, label="max |x| (log)")
+    fig.colorbar(picture, ax=ax, label="max |x|")
     return fig
 
 
-def crushed(values: Tensor, used: Tensor, step: float, title: str) -> Figure:
-    """One token's value in every channel, over the grid that all share; below, the codes in use.
+def crushed(x: Tensor, used: Tensor, title: str) -> Figure:
+    """From where to where each channel goes, over all tokens; below, the int8 codes that it uses.
 
-    values: float [channels]; used: int [channels], how many of the 255 codes each channel takes
-    over all tokens; step: the distance of two codes.
+    x: float [tokens, channels]; used: int [channels], how many of the 255 codes of one common
+    scale each channel takes.
     """
     fig, (top, bottom) = figures.new(2, 1, size=(7.0, 4.8), sharex=True)
-    order = values.abs().argsort(descending=True)
-    colours = [figures.PALETTE[0]] * len(values)
-    for channel in order[:1].tolist():
-        colours[channel] = figures.PALETTE[1]
-    top.bar(range(len(values)), values.tolist(), width=1.0, color=colours)
-    loud = int(order[0])
+    low, high = x.amin(dim=0), x.amax(dim=0)
+    loud = int(x.abs().amax(dim=0).argmax())
+    colours = [figures.PALETTE[channel == loud] for channel in range(len(used))]
+    top.bar(range(len(low)), (high - low).tolist(), width=1.0, bottom=low.tolist(), color=colours)
+    end = float(high[loud] if high[loud] >= -low[loud] else low[loud])
     top.annotate(
-        f"channel {loud}: {float(values[loud]):.0f}",
-        (loud, float(values[loud])),
+        f"channel {loud}: {end:.0f}",
+        (loud, end),
         xytext=(8, 0),
         textcoords="offset points",
         color=figures.PALETTE[1],
         va="center",
     )
-    top.axhspan(-step / 2, step / 2, color=figures.PALETTE[3], alpha=0.5, linewidth=0)
-    top.set(ylabel="x of one token", title=f"{title} (pink: what rounds to 0)")
+    usual = f"the usual channel: {float(low.median()):.1f} to {float(high.median()):.1f}"
+    top.text(0.98, 0.35, usual, transform=top.transAxes, ha="right", color=figures.PALETTE[0])
+    top.set(ylabel="range of x", title=title)
     bottom.bar(range(len(used)), used.tolist(), width=1.0, color=colours)
     bottom.axhline(LEVELS, color="black", linewidth=1, linestyle=":")
     bottom.text(0, LEVELS, f" all {LEVELS} codes", va="bottom", fontsize=8)
@@ -88,7 +90,7 @@ def alpha_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float], fl
 
     `curves`: (alphas, errors, error without smoothing) by the layer's name.
     """
-    fig, ax = figures.new(size=(6.8, 3.8))
+    fig, ax = figures.new(size=(7.0, 4.0))
     for (name, (alphas, errors, without)), colour in zip(
         curves.items(), figures.PALETTE, strict=False
     ):
@@ -97,7 +99,13 @@ def alpha_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float], fl
     ax.set_yscale("log")
     ax.set(xlabel="alpha: share of the loudness that goes to the weight")
     ax.set_ylabel("relative output error (log)")
-    ax.legend(title="dotted: not smoothed", fontsize=8, loc="upper center")
+    ax.legend(
+        title="dotted: not smoothed",
+        fontsize=8,
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1.0),
+        ncols=3,
+    )
     return fig
 
 
@@ -131,7 +139,7 @@ def balance(x_max: Tensor, w_max: Tensor, scales: Tensor) -> Figure:
         (axes[1], "smoothed", x_max / scales, w_max * scales),
     ):
         ax.plot(x[order], ".", markersize=3, label="max |x| of the channel")
-        ax.plot(w[order], ".", markersize=3, label="max |w| of its column")
+        ax.plot(w[order], "x", markersize=3, markeredgewidth=0.6, label="max |w| of its column")
         ax.set(title=title, xlabel="channel, loudest x first")
         plain_log(ax, "")
     axes[0].set_ylabel("maximum (log)")
