@@ -105,7 +105,7 @@ def solve(
         ShapeError: the weight is not a matrix, or not of as many columns as ``stats``.
     """
     _check(weight, stats, scheme, damp, block_size, act_order, static_groups, group_aware)
-    w = weight.detach().float().clone()
+    w = weight.detach().float()
     hessian = stats.hessian().to(w.device)
     rows, columns = w.shape
     grid = Grid.empty(w, scheme, scale_dtype)
@@ -123,6 +123,7 @@ def solve(
         )
     hessian.diagonal()[dead] = 1
     if bool(dead.any()):
+        w = w.clone()
         w[:, dead] = 0
 
     if static_groups:

@@ -38,7 +38,11 @@ class Repair(Protocol):
 
     @classmethod
     def start(cls, weight: torch.Tensor, hessian: torch.Tensor) -> Self | None:
-        """Factor ``hessian`` (float32 [in, in]); None if it is not positive definite in float32."""
+        """Factor ``hessian`` (float32 [in, in]; may be overwritten); None if it has no factor.
+
+        It has none where it is not positive definite, or too close to it for float32. ``weight``
+        ([out, in]) is not changed.
+        """
 
     def corrected(self, start: int, stop: int) -> torch.Tensor:
         """Return these columns, [out, stop - start], moved by all errors passed on so far."""
@@ -92,13 +96,13 @@ class BySubstitution:
         self._weight = weight
         self._root = root
         self._sums = torch.zeros_like(weight)
+        self._inverted: tuple[tuple[int, int], torch.Tensor] | None = None
 
     @classmethod
     def start(cls, weight: torch.Tensor, hessian: torch.Tensor) -> BySubstitution | None:
         """Factor the Hessian; see `Repair`."""
-        # Upside down, R is lower triangular: P H P = K Kᵀ with K = P R P, where P reverses rows.
-        lower = _cholesky(hessian.flip(0, 1))
-        return None if lower is None else cls(weight, lower.flip(0, 1))
+        root = _upper_root(hessian)
+        return None if root is None else cls(weight, root)
 
     def corrected(self, start: int, stop: int) -> torch.Tensor:
         """The original columns, and what cancels their sums; see `Repair`."""
@@ -108,9 +112,11 @@ class BySubstitution:
 
     def factor(self, start: int, stop: int) -> torch.Tensor:
         """The inverse of a block of R, which is that block of U; see `Repair`."""
-        root = self._root[start:stop, start:stop]
-        identity = torch.eye(stop - start, device=root.device)
-        return torch.linalg.solve_triangular(root, identity, upper=True)
+        # Usually asked for twice: to correct a block, and to round it.
+        if self._inverted is None or self._inverted[0] != (start, stop):
+            inverse = _inverse(self._root[start:stop, start:stop])
+            self._inverted = (start, stop), inverse
+        return self._inverted[1]
 
     def pass_on(self, start: int, rounded: torch.Tensor, errors: torch.Tensor) -> None:
         """Add to the sums of all later columns; see `Repair`."""
@@ -148,25 +154,34 @@ def damped(
         used = min(max(used * _GROWTH, _FIRST), _LARGEST)
 
 
-def _cholesky(matrix: torch.Tensor) -> torch.Tensor | None:
-    """The lower triangular K with ``matrix`` = K Kᵀ, written over it; None if there is none.
+def _upper_root(matrix: torch.Tensor) -> torch.Tensor | None:
+    """The upper triangular R with ``matrix`` = R Rᵀ, written over it; None if there is none.
 
-    Almost all of the arithmetic is in matrix products. Above the diagonal nothing is changed.
+    Cholesky's factorisation from the last column to the first, block by block, so that almost all
+    of the arithmetic is in matrix products. Below the diagonal blocks nothing is changed.
     """
     size = matrix.shape[0]
-    for start in range(0, size, _BLOCK):
-        stop = min(start + _BLOCK, size)
-        corner, failed = torch.linalg.cholesky_ex(matrix[start:stop, start:stop])
-        if int(failed) or not _finite(corner):
+    for stop in range(size, 0, -_BLOCK):
+        start = max(0, stop - _BLOCK)
+        # Upside down, an upper triangular root is a lower triangular one.
+        flipped, failed = torch.linalg.cholesky_ex(matrix[start:stop, start:stop].flip(0, 1))
+        if int(failed) or not _finite(flipped):
             return None
+        corner = flipped.flip(0, 1)
         matrix[start:stop, start:stop] = corner
-        below = matrix[stop:, start:stop]
-        below.copy_(torch.linalg.solve_triangular(corner, below.T, upper=False).T)
-        for left in range(stop, size, _BLOCK):
-            right = min(left + _BLOCK, size)
-            pair = matrix[left:, start:stop], matrix[left:right, start:stop].T
-            matrix[left:, left:right].addmm_(*pair, alpha=-1)
+        above = matrix[:start, start:stop]
+        above.copy_(above @ _inverse(corner).T)
+        for right in range(start, 0, -_BLOCK):
+            left = max(0, right - _BLOCK)
+            pair = matrix[:right, start:stop], matrix[left:right, start:stop].T
+            matrix[:right, left:right].addmm_(*pair, alpha=-1)
     return matrix
+
+
+def _inverse(root: torch.Tensor) -> torch.Tensor:
+    """The inverse of a small upper triangular matrix."""
+    identity = torch.eye(root.shape[0], device=root.device)
+    return torch.linalg.solve_triangular(root, identity, upper=True)
 
 
 def _finite(factor: torch.Tensor) -> bool:
