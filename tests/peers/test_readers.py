@@ -14,6 +14,7 @@ from formats.checkpoints import scheme
 from tiny_models import tiny
 
 from labkit import formats
+from labkit.core.errors import FormatError
 from labkit.core.float8_tensor import Float8Tensor
 from labkit.core.tensor import QuantizedTensor
 from labkit.formats import Checkpoint, InputQuantization, awq, compressed_tensors, gptq
@@ -250,7 +251,11 @@ def test_labkit_reads_what_auto_gptq_wrote(tmp_path, need_peer):
     settings = {"source": source_folder(tmp_path / "source"), "folders": wanted}
     theirs, _ = call("auto_gptq", "write_auto_gptq", {"tokens": TOKENS}, settings)
     for key in wanted:
-        assert near(read(tmp_path / key), theirs[f"{key}/logits"]), key
+        if key != "2-False-False":
+            assert near(read(tmp_path / key), theirs[f"{key}/logits"]), key
+    # With 4 codes a zero-point of 0 is common, and AutoGPTQ falls into the trap of v1.
+    with pytest.raises(FormatError, match="zero-point of 0 and some as 4"):
+        read(tmp_path / "2-False-False")
     orders = formats.load(tmp_path / "4-True-True").layers
     assert any(orders[name].g_idx is not None for name in orders)
 

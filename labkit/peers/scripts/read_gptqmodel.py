@@ -9,7 +9,7 @@ its quantized layers makes of the identity; as results the classes of these laye
 import os
 
 os.environ["TORCHDYNAMO_DISABLE"] = "1"
-os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "1")
+os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
 
 import torch
 from gptqmodel import BACKEND, GPTQModel
@@ -26,7 +26,7 @@ def main(tensors, settings):
 
 @torch.no_grad()
 def read(tokens, folder, backend):
-    held = GPTQModel.load(folder, backend=backend, device="cpu")
+    held = GPTQModel.load(folder, backend=backend, device="cpu", dtype=torch.float16)
     model = held.model.eval()
     torch.nn.Module.float(model)  # its own `float` refuses a quantized model
     kinds, out = set(), {}

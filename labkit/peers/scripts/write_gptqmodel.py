@@ -8,7 +8,7 @@ of them.
 import os
 
 os.environ["TORCHDYNAMO_DISABLE"] = "1"
-os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "1")
+os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
 
 import torch
 from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
