@@ -7,6 +7,7 @@ import json
 import bitsandbytes as bnb
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -22,6 +23,9 @@ from labkit.models.quantized import checkpoint_from, model_from
 from labkit.models.walking import linear_layers, weight_matrix
 from labkit.quantize import nf4, rtn
 
+# transformers 4 has another name for the dtype.
+_DTYPE = "dtype" if transformers.__version__ >= "5" else "torch_dtype"
+ON_CPU = {"device_map": "cpu", _DTYPE: torch.float32}
 LAYER = "model.layers.0.mlp.up_proj"
 
 
@@ -107,8 +111,8 @@ def test_transformers_computes_the_bundled_models_logits(tmp_path):
     layers = quantized(model, double_quantization=True)
     checkpoint = checkpoint_from(model, layers, tokenizer)
     bitsandbytes.save(checkpoint, tmp_path / "m", compute_dtype="float32")
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "m", device_map="cpu")
-    theirs = exact(theirs.float())  # the rest of it, stored in 16 bits, is computed in 32
+    # The bundled model's config says bfloat16, and so the rest of it would be.
+    theirs = exact(AutoModelForCausalLM.from_pretrained(tmp_path / "m", **ON_CPU))
     modules = dict(theirs.named_modules())
     assert all(isinstance(modules[name], bnb.nn.Linear4bit) for name in layers)
     for name, ours in layers.items():
@@ -130,7 +134,7 @@ def test_transformers_reads_other_families(tmp_path, family):
     del layers[dropped]  # one layer stays as it is, and transformers must know
     checkpoint = checkpoint_from(model, layers)
     bitsandbytes.save(checkpoint, tmp_path / "m")
-    theirs = exact(AutoModelForCausalLM.from_pretrained(tmp_path / "m", device_map="cpu"))
+    theirs = exact(AutoModelForCausalLM.from_pretrained(tmp_path / "m", **ON_CPU))
     modules = dict(theirs.named_modules())
     assert all(isinstance(modules[name], bnb.nn.Linear4bit) for name in layers)
     assert not isinstance(modules[dropped], bnb.nn.Linear4bit)
@@ -146,7 +150,7 @@ def test_labkit_reads_what_transformers_wrote(tmp_path, double):
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=double
     )
     theirs = AutoModelForCausalLM.from_pretrained(
-        tmp_path / "float", quantization_config=config, device_map="cpu", dtype=torch.float32
+        tmp_path / "float", quantization_config=config, **ON_CPU
     )
     theirs.save_pretrained(tmp_path / "m")
     read = bitsandbytes.load(tmp_path / "m")
@@ -168,8 +172,7 @@ def test_labkit_reads_llm_int8(tmp_path):
     theirs = AutoModelForCausalLM.from_pretrained(
         tmp_path / "float",
         quantization_config=BitsAndBytesConfig(load_in_8bit=True),
-        device_map="cpu",
-        dtype=torch.float32,
+        **ON_CPU,
     )
     theirs.save_pretrained(tmp_path / "m")
     read = bitsandbytes.load(tmp_path / "m")
