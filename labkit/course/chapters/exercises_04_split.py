@@ -73,6 +73,15 @@ def _codes_are_right(trial: Trial) -> str | None:
     )
 
 
+def _counted_twice(trial: Trial) -> bool:
+    """Wrong by the loud columns' product, to within the rounding of it."""
+    x, weight = trial["x"], trial["weight"]
+    loud = (x.abs() >= trial["threshold"]).any(dim=0)
+    extra = x[:, loud] @ weight[:, loud].T
+    off = (trial.got - trial.expected - extra).norm()
+    return bool(extra.any()) and bool(off < 0.1 * extra.norm())
+
+
 SPLIT_MATMUL = Exercise(
     id="04.2",
     title="Split the matrix product",
@@ -104,13 +113,17 @@ SPLIT_MATMUL = Exercise(
         Mutant(
             "The loud columns are counted twice: once in int8 and once in float. Set them to zero, "
             "or leave them out, before the integer product.",
-            swap=(
-                ("quiet_x = x * ~loud", "quiet_x = x"),
-                (
-                    "(quiet_x.abs().amax(dim=1, keepdim=True) / 127)",
-                    "((x * ~loud).abs().amax(dim=1, keepdim=True) / 127)",
-                ),
-            ),
+            source="""
+            def split_matmul(x, weight, threshold):
+                loud = (x.abs() >= threshold).any(dim=0)
+                largest = (x * ~loud).abs().amax(dim=1, keepdim=True)
+                x_scale = torch.where(largest > 0, largest, 127.0) / 127
+                w_scale = weight.abs().amax(dim=1, keepdim=True) / 127
+                x_codes = torch.round(x / x_scale).to(torch.int32)
+                w_codes = torch.round(weight / w_scale).to(torch.int32)
+                return x_codes @ w_codes.T * x_scale * w_scale.T + x[:, loud] @ weight[:, loud].T
+            """,
+            recognise=_counted_twice,
         ),
         Mutant(
             "Your scale of x still sees the loud columns, so the quiet ones get a handful of "
