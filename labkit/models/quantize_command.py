@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,13 +17,13 @@ from labkit.core.errors import FormatError, LabkitError, ModelError
 if TYPE_CHECKING:
     from labkit.models.result import QuantizedModel
 
-# hqq keeps real zero-points, for which no reader has a format.
+# hqq keeps real zero-points, for which no reader has a format; bitsandbytes makes its LLM.int8()
+# from float weights while it loads.
 _FORMAT_OF = {
     "rtn": "gptq",
     "gptq": "gptq",
     "awq": "awq",
     "nf4": "bitsandbytes",
-    "llm_int8": "bitsandbytes",
     "smoothquant": "compressed-tensors",
 }
 
@@ -108,7 +109,7 @@ def _quantize(
     console: Console,
 ) -> QuantizedModel:
     from labkit.data.calibration import calibration_set
-    from labkit.formats import module_of
+    from labkit.formats import InputQuantization, module_of
     from labkit.models.blockwise import quantize_blockwise
     from labkit.models.method_settings import method_from_words
     from labkit.models.progress import layer_progress
@@ -122,8 +123,11 @@ def _quantize(
     calibration = calibration_set(tokenizer, **text) if chosen.needs_inputs else None
     with layer_progress(console) as progress:
         result = quantize_blockwise(source, chosen, calibration, progress=progress, **driver)
-    files = result.files or _tokenizer_files(tokenizer)
-    module_of(name).save(result.checkpoint(files), out, **options)
+    checkpoint = result.checkpoint(result.files or _tokenizer_files(tokenizer))
+    if method == "smoothquant":  # its point is that inputs can be int8 too: W8A8, token by token
+        how = InputQuantization("int", "token")
+        checkpoint = replace(checkpoint, inputs=dict.fromkeys(result.layers, how))
+    module_of(name).save(checkpoint, out, **options)
     return result
 
 

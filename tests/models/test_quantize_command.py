@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from labkit.core.errors import SchemeError
 from labkit.core.scheme import QuantScheme
+from labkit.formats import detect
 from labkit.formats import load as load_format
 from labkit.models import bundled_folder
 from labkit.models.method_settings import method_from_words
@@ -81,10 +82,33 @@ def test_a_folder_becomes_a_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("method", "form", "settings"),
+    [
+        ("rtn", "gptq", []),
+        ("awq", "awq", ["steps=2", "clip=false"]),
+        ("nf4", "bitsandbytes", []),
+        ("smoothquant", "compressed-tensors", []),
+    ],
+)
+def test_each_method_is_written_in_its_own_format(
+    tmp_path: Path, method: str, form: str, settings: list[str]
+) -> None:
+    words = [word for setting in settings for word in ("--set", setting)]
+    done = run(bundled_folder(), "--method", method, "--out", tmp_path / "out", *words, *TEXT)
+    assert done.exit_code == 0, done.output
+    assert detect(tmp_path / "out") == form
+    checkpoint = load_format(tmp_path / "out")
+    assert len(checkpoint.layers) == 56
+    # SmoothQuant is W8A8: whoever reads the folder must quantize the inputs too.
+    assert len(checkpoint.inputs) == (56 if method == "smoothquant" else 0)
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--method", "magic"], "no method 'magic'"),
         (["--method", "hqq"], "no format holds what hqq makes"),
+        (["--method", "llm_int8"], "no format holds what llm_int8 makes"),
         (["--format", "zip"], "no format 'zip'"),
         (["--corpus", "/nowhere.txt"], "no corpus named"),
         (["--sequences", "10000000"], "sequences, no more"),
