@@ -63,7 +63,8 @@ from labkit.quantize.smoothquant import (
 encoder, encoder_tokenizer = load_encoder()
 ids = passage_ids(encoder_tokenizer)
 layers = linear_layers(encoder)
-inputs = capture_inputs(encoder, ids, layers)
+inputs = {name: v.cpu() for name, v in capture_inputs(encoder, ids, layers).items()}
+weights = {name: weight_matrix(layer).detach().cpu() for name, layer in layers.items()}
 print(f"{len(layers)} linear layers, {ids.numel()} tokens")
 print("for example:", PASSAGES[4][:60], "…")
 
@@ -143,7 +144,7 @@ guess_codes = predict(
 # %%
 worst_label = max(ratios, key=ratios.get)
 worst_name = entries[worst_label]
-x, weight = inputs[worst_name], weight_matrix(layers[worst_name]).detach()
+x, weight = inputs[worst_name], weights[worst_name]
 shared = Dynamic(A8_TENSOR)(x)
 used = levels_used(shared)
 middle = int(used.median())
@@ -356,7 +357,7 @@ guess_alpha = predict(
 block = f"encoder.layer.{worst_name.split('.')[2]}."
 names = [worst_name, block + "attention.self.query", block + "output.dense"]
 searches = {
-    name.removeprefix("encoder.layer."): search_alpha(inputs[name], [weight_matrix(layers[name])])
+    name.removeprefix("encoder.layer."): search_alpha(inputs[name], [weights[name]])
     for name in names
 }
 figures.show(
@@ -379,7 +380,7 @@ assert smoothed_db > figures_db["one scale"] + 9 and 0.3 < search.best < 1
 # slider and watch both sides.
 
 # %%
-slider = AlphaSlider({n: (inputs[n], weight_matrix(layers[n]).detach()) for n in names})
+slider = AlphaSlider({name: (inputs[name], weights[name]) for name in names})
 figures.show_widget(
     slider,
     alt="A choice of layer, a slider for alpha, and the maxima of all channels of x and w.",
@@ -595,7 +596,7 @@ def static(network, **options):
 # shown under "What breaks this".)
 
 # %%
-seen = capture_inputs(sick, calibration, linear_layers(sick))
+seen = {n: v.cpu() for n, v in capture_inputs(sick, calibration, linear_layers(sick)).items()}
 own_thresholds = {n: 8 * float(v.abs().amax(dim=0).median()) for n, v in seen.items()}
 split_model = with_llm_int8(sick, own_thresholds)
 smoothed = smooth_model(sick, calibration, alpha=0.5)
@@ -762,7 +763,7 @@ assert max(everywhere.values()) > 0.9 and min(everywhere.values()) < 0.1
 
 # %% tags=["nbval-ignore-output"]
 down = max((n for n in seen if seen[n].shape[1] != hidden_size), key=lambda n: kurtosis(seen[n]))
-v, w = seen[down], weight_matrix(linear_layers(sick)[down]).detach()
+v, w = seen[down], weight_matrix(linear_layers(sick)[down]).detach().cpu()
 turn = random_hadamard(v.shape[1]).float()
 options = {
     "one scale": w8a8(v, w, A8_TENSOR),
