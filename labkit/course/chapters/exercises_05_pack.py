@@ -51,12 +51,12 @@ PACK = Exercise(
     goal="pack codes and zero-points as a GPTQ checkpoint stores them",
     stub='''
     def pack_gptq(codes, zeros):
-        """(qweight [in / 8, out], qzeros [groups, out / 8]); codes [out, in], zeros [out, groups]."""
+        """int32 words [in / 8, out] of codes [out, in], [groups, out / 8] of zeros [out, groups]."""
         ...
     ''',
     solution='''
     def pack_gptq(codes, zeros):
-        """(qweight [in / 8, out], qzeros [groups, out / 8]); codes [out, in], zeros [out, groups]."""
+        """int32 words [in / 8, out] of codes [out, in], [groups, out / 8] of zeros [out, groups]."""
         def words(rows):
             eights = rows.to(torch.int64).reshape(len(rows), -1, 8)
             shifts = 4 * torch.arange(8)

@@ -1,0 +1,33 @@
+"""The whole bundled model: our GPTQ beside AutoGPTQ's, on the same calibration tokens."""
+
+from __future__ import annotations
+
+import pytest
+
+from labkit.bench import gptq_record
+from labkit.data import load_corpus
+from labkit.data.calibration import calibration_set
+from labkit.evaluate.perplexity import perplexity
+from labkit.models import bundled_folder, load
+from labkit.models.blockwise import quantize_blockwise
+from labkit.models.methods import Gptq
+
+pytestmark = pytest.mark.peers
+
+
+@pytest.mark.parametrize("bits, act_order", [(4, False), (3, True)])
+def test_perplexity_is_at_most_autogptqs(bits, act_order, need_peer):
+    need_peer("auto_gptq")
+    model, tokenizer = load(str(bundled_folder()))
+    ids = calibration_set(tokenizer, "stdlib-code", 16, 256)
+    method = Gptq(gptq_record.scheme(bits), act_order=act_order)
+    ours = quantize_blockwise(model, method, ids).model
+    weights, _ = gptq_record.auto_gptq(ids, bits, act_order=act_order)
+    theirs = gptq_record.with_weights(model, weights)
+    for corpus in ("stdlib-code", "stdlib-prose"):
+        text = load_corpus(corpus, "heldout").text
+        found, other = (
+            perplexity(network, tokenizer, text, 256, max_tokens=16384).value
+            for network in (ours, theirs)
+        )
+        assert found <= 1.005 * other, corpus
