@@ -10,16 +10,9 @@ A layer "X" with W [out, in], b bits (2, 3, 4 or 8) and groups of g inputs is st
 and W[o, i] = scales[g_idx[i], o] * (q[i, o] - z[g_idx[i], o]). Codes are unsigned; a symmetric one
 is ours plus 2^(b-1), and its zero-point is 2^(b-1).
 
-**The trap of v1.** v1 stores z - 1, and its readers add 1 again. A zero-point of 0, which every
-asymmetric group of non-negative weights has, would be stored as -1 and there is no such code. What
-then happens differs even inside AutoGPTQ 0.7.1: its writer's -1 spills into the neighbours' bits;
-of its readers `qlinear_cuda_old` masks after adding (15 + 1 = 0, at 2, 4 and 8 bits), but not at 3
-bits, and `qlinear_cuda` (act-order) makes it 16. GPTQModel subtracts from and adds to whole words,
-so that its own reader finds the borrowed bits again and no other does; it therefore refuses
-asymmetric v1 that it did not write. labkit refuses to write a zero-point of 0 in v1 and to guess
-when it reads one; v2 (checkpoint_format "gptq_v2") stores z itself and has no such hole.
-Sources: AutoGPTQ 0.7.1, nn_modules/qlinear/qlinear_cuda_old.py and qlinear_cuda.py (pack, forward);
-GPTQModel 7.6.0, utils/model.py (convert_gptq_v2_to_v1_format_module), models/loader.py.
+How zero-points are stored is what v1 and v2 differ in: `labkit.formats.gptq_zeros`, on the trap of
+v1. Sources: AutoGPTQ 0.7.1, nn_modules/qlinear/qlinear_cuda_old.py and qlinear_cuda.py (pack,
+forward); GPTQModel 7.6.0, nn_modules/qlinear/torch.py.
 """
 
 from __future__ import annotations
@@ -42,10 +35,10 @@ from labkit.formats.checkpoint import (
     read_folder,
     write_folder,
 )
+from labkit.formats.gptq_zeros import VERSIONS, from_stored, to_stored, version_of
 from labkit.formats.words import pack_rows, unpack_rows
 
 BITS = (2, 3, 4, 8)
-VERSIONS = ("gptq", "gptq_v2")
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
 
 
@@ -148,23 +141,10 @@ def _packed(checkpoint: Checkpoint, version: str) -> Iterator[tuple[str, torch.T
         zeros = torch.full_like(layer.scale, offset, dtype=torch.int32)
         if layer.zero_point is not None:
             zeros = layer.zero_point
-        if version == "gptq":
-            zeros = _minus_one(zeros, name)
         yield f"{name}.qweight", pack_rows(codes, bits).T.contiguous()
-        yield f"{name}.qzeros", pack_rows(zeros.T.contiguous(), bits)
+        yield f"{name}.qzeros", pack_rows(to_stored(zeros, version, name).T.contiguous(), bits)
         yield f"{name}.scales", expecting.half_scales(layer, name, version).T.contiguous()
         yield f"{name}.g_idx", _group_indices(layer)
-
-
-def _minus_one(zeros: torch.Tensor, name: str) -> torch.Tensor:
-    if bool((zeros == 0).any()):
-        raise FormatError(
-            f"layer {name!r} has {int((zeros == 0).sum())} zero-points of 0, which v1 would store"
-            " as -1",
-            where="gptq v1",
-            remedy='Save with version="gptq_v2", or quantize symmetrically.',
-        )
-    return zeros - 1
 
 
 def _group_indices(layer: QuantizedTensor) -> torch.Tensor:
@@ -215,7 +195,7 @@ def _unpacked(folder: Folder, bits: int, name: str) -> QuantizedTensor:
     columns, rows = _sides(folder, name, bits)
     codes = unpack_rows(tensors[f"{name}.qweight"].T.contiguous(), bits, columns)
     zeros = unpack_rows(tensors[f"{name}.qzeros"], bits, rows).T.to(torch.int32).contiguous()
-    zeros = _true_zeros(zeros, folder, bits, name)
+    zeros = from_stored(zeros, version_of(folder.quantization), bits, f"{name}.qzeros in {where}")
     scale = expecting.finite(tensors[f"{name}.scales"], f"{name}.scales", where).T.contiguous()
     groups = scale.shape[1]
     size = expecting.integer(folder.quantization, "group_size", where)
@@ -243,21 +223,6 @@ def _unpacked(folder: Folder, bits: int, name: str) -> QuantizedTensor:
         layer=name,
         path=where,
     )
-
-
-def _true_zeros(zeros: torch.Tensor, folder: Folder, bits: int, name: str) -> torch.Tensor:
-    settings = folder.quantization
-    if "gptq_v2" in (settings.get("checkpoint_format"), settings.get("format")):
-        return zeros
-    if bool((zeros == 2**bits - 1).any()):
-        raise FormatError(
-            f"{name}.qzeros holds {2**bits - 1} in v1, which some readers take as a zero-point of "
-            f"0 and some as {2**bits}",
-            where=str(folder.path),
-            remedy="It was written from a zero-point of 0, which v1 cannot hold, and may have"
-            " damaged its neighbours. Quantize again, symmetrically or to gptq_v2.",
-        )
-    return zeros + 1
 
 
 def _read_g_idx(
