@@ -12,6 +12,11 @@ A 4-bit layer X [out, in] is
 and an 8-bit one X.weight int8 [out, in], X.SCB float32 [out] (the largest magnitude of each row)
 and X.weight_format. Sources: bitsandbytes 0.50, functional.QuantState; transformers 5,
 quantizers/quantizer_bnb_4bit.py.
+
+Two things that bitsandbytes 0.50 does on a CPU. With AVX-512, and rows that are no multiple of the
+block, it dequantizes with magnitudes of other blocks. With AVX512-BF16 the first forward pass
+repacks a layer and rounds its magnitudes to bfloat16: logits move a little, and a model that is
+saved after that is not the one that was loaded.
 """
 
 from __future__ import annotations
