@@ -1,6 +1,6 @@
-"""Configs that were tampered with: whatever they say, a reader answers with a typed error or reads.
+"""Configs and files that were tampered with: a reader answers with a typed error, or reads.
 
-A hostile config may not crash a reader with another error, hang it, or make it allocate what it
+A hostile folder may not crash a reader with another error, hang it, or make it allocate what it
 claims.
 """
 
@@ -41,6 +41,11 @@ def folders(tmp_path_factory):
         name: (place / name, json.loads((place / name / "config.json").read_text()))
         for name in ("gptq", "awq", "ct", "model")
     }
+
+
+@pytest.fixture(scope="module")
+def whole_files(folders):
+    return {name: (folders[name][0] / "model.safetensors").read_bytes() for name in folders}
 
 
 def keys(node, path=()):
@@ -95,6 +100,30 @@ QUIET = settings(deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_a_tampered_config_is_read_or_refused(folders, data):
     _check(folders, data, ["gptq", "awq", "ct"])
+
+
+SWAPS = [b"I32", b"I64", b"F16", b"F32", b"U8", b"qweight", b"qzeros", b"scales", b"g_idx"]
+SWAPS += [b"weight_packed", b"weight_scale", b"weight_shape", b"32", b"64", b"[4,", b"[2,", b"0"]
+
+
+@settings(QUIET, max_examples=100)
+@given(data=st.data())
+def test_a_tampered_file_is_read_or_refused(folders, whole_files, data):
+    """Names, types and shapes of the header exchanged for others that it may hold."""
+    name = data.draw(st.sampled_from(["gptq", "awq", "ct"]))
+    folder, config = folders[name]
+    whole = whole_files[name]
+    length = int.from_bytes(whole[:8], "little")
+    header, rest = whole[8 : 8 + length], whole[8 + length :]
+    for _ in range(data.draw(st.integers(1, 3))):
+        old, new = data.draw(st.sampled_from(SWAPS)), data.draw(st.sampled_from(SWAPS))
+        header = header.replace(old, new, data.draw(st.integers(1, 3)))
+    file = folder / "model.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header + rest)
+    try:
+        read_or_refuse(folder, config, layers_of)
+    finally:
+        file.write_bytes(whole)
 
 
 @pytest.mark.slow
