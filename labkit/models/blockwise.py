@@ -8,22 +8,18 @@ on behind the last one, to the same bits.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from labkit.core.errors import CalibrationError, ModelError
+from labkit.core.errors import ModelError
 from labkit.core.finite import require_finite
-from labkit.data.calibration import check_vocabulary
 from labkit.models.block import Block, BlockCall
 from labkit.models.capture import Captured, capture
 from labkit.models.methods.protocol import BlockMethod
 from labkit.models.report import LayerReport
+from labkit.models.request import asked_for, checked_ids, kept_linears
 from labkit.models.result import QuantizedModel, result_of
 from labkit.models.resume import WorkFolder
 from labkit.models.sources import FolderSource, ModuleSource, open_source
@@ -69,11 +65,11 @@ def quantize_blockwise(
             where=str(opened.skeleton.folder),
             remedy="Pass work=, a folder on a disk with room for the result.",
         )
-    ids = _checked_ids(opened, method, calibration)
+    ids = checked_ids(opened, method, calibration)
     walk = _Walk(opened, method, keep, progress)
     folder = None
     if work is not None:
-        asked = _asked(opened, method, ids, batch_size, keep)
+        asked = asked_for(opened, method, ids, batch_size, keep)
         folder = WorkFolder(Path(work), asked)
     return walk.run(ids, batch_size, folder)
 
@@ -96,7 +92,7 @@ class _Walk:
             [name for group in source.family.groups(block) for name in group]
             for block in source.blocks
         ]
-        self.kept = _kept(source.prefix, linears, keep)
+        self.kept = kept_linears(source.prefix, linears, keep)
         self.total = sum(map(len, linears)) - sum(map(len, self.kept))
         self.linears = [
             [name for name in names if name not in kept]
@@ -194,61 +190,3 @@ def _finished(block: Block, reports: list[LayerReport]) -> FinishedBlock:
     }
     figures = [report.figures() for report in [*reports, *kept]]
     return FinishedBlock(block.quantized, tensors, block.input_quantization, figures)
-
-
-def _kept(prefix: str, linears: list[list[str]], keep: Sequence[str]) -> list[set[str]]:
-    """For each block, the linears that a pattern of `keep` names."""
-    kept: list[set[str]] = [set() for _ in linears]
-    for pattern in keep:
-        hits = [
-            (index, name)
-            for index, names in enumerate(linears)
-            for name in names
-            if fnmatchcase(f"{prefix}.{index}.{name}", pattern)
-        ]
-        if not hits:
-            raise ModelError(
-                f"no layer is named {pattern!r}",
-                where="keep",
-                remedy=f"Layers have names such as {prefix}.0.{linears[0][0]}.",
-            )
-        for index, name in hits:
-            kept[index].add(name)
-    return kept
-
-
-def _checked_ids(
-    source: ModuleSource | FolderSource, method: BlockMethod, calibration: Tensor | None
-) -> Tensor | None:
-    if not method.needs_inputs:
-        return None
-    if calibration is None:
-        raise CalibrationError(
-            f"{method.name} needs calibration text",
-            remedy="Make it with labkit.data.calibration.calibration_set.",
-        )
-    check_vocabulary(calibration, source.model)
-    device = torch.device("cpu")
-    if isinstance(source, ModuleSource):
-        device = next(source.model.parameters()).device
-    return calibration.to(device)
-
-
-def _asked(
-    source: ModuleSource | FolderSource,
-    method: BlockMethod,
-    ids: Tensor | None,
-    batch_size: int,
-    keep: Sequence[str],
-) -> dict[str, Any]:
-    """What must be the same for a run to go on."""
-    text = None
-    if ids is not None:
-        text = hashlib.sha256(ids.cpu().contiguous().numpy().tobytes()).hexdigest()
-    return {
-        "model": source.fingerprint(),
-        "settings": method.settings(),
-        "calibration": {"sha256": text, "shape": None if ids is None else list(ids.shape)},
-        "batch_size": batch_size,
-        "keep": sorted(keep),
-    }

@@ -16,7 +16,7 @@ from tiny_models import tiny, tokens
 from labkit.core.errors import FormatError, ResumeError, StorageError
 from labkit.core.scheme import QuantScheme
 from labkit.models.blockwise import quantize_blockwise
-from labkit.models.methods import Gptq, Rtn
+from labkit.models.methods import Awq, Gptq, Nf4, Rtn, SmoothQuant
 
 INT4 = QuantScheme(4, granularity="group", group_size=32)
 METHOD = Gptq(INT4, loop="plain")
@@ -96,6 +96,29 @@ def test_a_model_in_memory_resumes_too(tmp_path: Path) -> None:
     assert same(whole, finished)
     assert torch.equal(whole.model(IDS).logits, finished.model(IDS).logits)
     assert all(report.quantized is finished.layers[report.name] for report in finished.reports)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [Awq(INT4, steps=3, first_tokens=32), SmoothQuant(), Nf4()],
+    ids=lambda method: method.name,
+)
+def test_methods_that_change_norms_too(folder: Path, tmp_path: Path, method) -> None:
+    """Folded norms and biases are part of what a finished block leaves."""
+    model = tiny("llama", num_hidden_layers=3)
+    whole = quantize_blockwise(model, method, IDS)
+    logits = whole.model(IDS).logits
+    for source, work in ((model, tmp_path / "memory"), (folder, tmp_path / "disk")):
+        with pytest.raises(StopError):
+            quantize_blockwise(source, method, IDS, work=work, progress=stop_at(15, StopError()))
+        assert (work / "block-00001.safetensors").is_file()
+        again = quantize_blockwise(source, method, IDS, work=work)
+        assert whole.tensors.keys() == again.tensors.keys()
+        assert all(torch.equal(whole.tensors[n], again.tensors[n]) for n in whole.tensors)
+        for name, quantized in whole.layers.items():
+            assert torch.equal(quantized.dequantize(), again.layers[name].dequantize())
+        if again.model is not None:
+            assert torch.equal(again.model(IDS).logits, logits)
 
 
 def test_other_settings_are_refused_and_named(folder: Path, tmp_path: Path) -> None:
