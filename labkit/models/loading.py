@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from labkit.core.errors import ModelError, OfflineError
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BUNDLED = "reference-lm"
@@ -91,11 +92,19 @@ def _from_quantized(folder: Path, dtype: str) -> tuple[PreTrainedModel, PreTrain
     from labkit import formats
     from labkit.models.quantized import model_from
 
-    model = model_from(formats.load(folder)).to(getattr(torch, dtype))
+    model = _cast(model_from(formats.load(folder)), getattr(torch, dtype))
     try:
         return model, AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError) as error:
         raise ModelError(f"no tokenizer: {error}", where=str(folder)) from error
+
+
+def _cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Convert the parameters alone: rotary frequencies are buffers, and 8 bits of them turn far
+    positions by whole radians."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def _require_whole(source: str, found: dict[str, object]) -> None:
@@ -130,7 +139,7 @@ def _from_transformers(
         )
         _require_whole(source, found)
         # Converted here: the argument for it has another name in transformers 4 than in 5.
-        model = model.to(getattr(torch, dtype))
+        model = _cast(model, getattr(torch, dtype))
         return model, AutoTokenizer.from_pretrained(source, **options)
     except SafetensorError as error:
         raise ModelError(

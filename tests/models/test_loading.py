@@ -23,6 +23,13 @@ def test_the_bundled_model_loads_and_is_what_the_course_says():
     assert sum(path.stat().st_size for path in bundled_folder().iterdir()) < 20e6
 
 
+def test_bfloat16_leaves_the_rotary_frequencies_alone():
+    model, _ = load("reference-lm", dtype="bfloat16")
+    exact, _ = load("reference-lm")
+    assert next(model.parameters()).dtype == torch.bfloat16
+    assert torch.equal(model.model.rotary_emb.inv_freq, exact.model.rotary_emb.inv_freq)
+
+
 def test_the_environment_names_the_model(monkeypatch):
     monkeypatch.delenv("LABKIT_MODEL", raising=False)
     assert model_name() == "reference-lm"
