@@ -31,14 +31,16 @@ BITS, GROUP, SEQUENCES, LENGTH, TOKENS, THREADS = 4, 128, 32, 256, 16384, 1
 SCHEME = QuantScheme(BITS, False, "group", GROUP)
 
 
-def auto_awq(ids: Tensor, blocks: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def auto_awq(
+    ids: Tensor, blocks: int | None = None, *, clip: bool = True, threads: int = THREADS
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """AutoAWQ 0.2.9 on the bundled model (or its first `blocks`): weights and scales, results.
 
     Raises PeerMissingError where its environment is not there.
     """
     settings: dict[str, Any] = {"model": str(bundled_folder()), "zero_point": True}
-    settings |= {"bits": BITS, "group_size": GROUP, "blocks": blocks}
-    return call("awq", "awq_model", {"ids": ids}, settings, threads=THREADS, timeout=3600)
+    settings |= {"bits": BITS, "group_size": GROUP, "blocks": blocks, "clip": clip}
+    return call("awq", "awq_model", {"ids": ids}, settings, threads=threads, timeout=3600)
 
 
 def with_weights(model: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
+from labkit.bench.awq_record import GROUP, LENGTH, SCHEME, auto_awq, with_weights
 from labkit.bench.rows import BenchRow, Effort, alternate
-from labkit.core.scheme import QuantScheme
 from labkit.data.calibration import calibration_set
 from labkit.models import bundled_folder, load
 from labkit.models.blockwise import quantize_blockwise
 from labkit.models.methods.awq import Awq
-from labkit.peers.call import call
-
-BITS, GROUP, LENGTH = 4, 128, 256
 
 
 def rows(effort: Effort) -> Iterator[BenchRow]:
@@ -33,20 +29,14 @@ def rows(effort: Effort) -> Iterator[BenchRow]:
     model.model.layers = model.model.layers[:blocks]
     ids = calibration_set(tokenizer, "stdlib-code", sequences, LENGTH)
     unseen = calibration_set(tokenizer, "stdlib-prose", 4, LENGTH)
-    scheme = QuantScheme(BITS, False, "group", GROUP)
-    kept: dict[str, nn.Module] = {"theirs": copy.deepcopy(model)}
+    kept: dict[str, nn.Module] = {}
 
     def ours() -> None:
-        kept["ours"] = quantize_blockwise(model, Awq(scheme), ids).model
+        kept["ours"] = quantize_blockwise(model, Awq(SCHEME), ids).model
 
     def theirs() -> float:
-        settings = {"model": str(bundled_folder()), "bits": BITS, "group_size": GROUP}
-        settings |= {"zero_point": True, "blocks": blocks}
-        found, results = call(
-            "awq", "awq_model", {"ids": ids}, settings, threads=effort.threads, timeout=3600
-        )
-        weights = {name: w for name, w in found.items() if not name.startswith("scales.")}
-        kept["theirs"].load_state_dict(weights, strict=False)
+        found, results = auto_awq(ids, blocks, threads=effort.threads)
+        kept["theirs"] = with_weights(model, found)
         return results["seconds"]
 
     seconds, peer_seconds = alternate(ours, theirs, rounds=1)

@@ -33,7 +33,6 @@ from labkit.quantize.clipping import rounded, search_clip
 # The product q · k multiplies their errors: a bound chosen for one alone is a poor one.
 _NOT_CLIPPED = ("q_proj", "k_proj", "qkv", "query", "key", "c_attn")
 _FINALISTS = 3
-_DISTANCES = (0.1, 0.05, 0.05, 0.025)
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,7 @@ class Awq(Settings):
         clip: search clip bounds, for all linears but q and k.
         steps: exponents tried of each form.
         forms: "plain" (activations alone), "duo" (with weights, AutoAWQ's), or both.
+        distances: how far from the best, in one exponent, neighbours are tried in turn.
         first_tokens: tokens on which all candidates of attention and MLP are compared; their
             best quarter is on four times as many.
         most_tokens: tokens on which the last few are compared; fewer when calibration has fewer.
@@ -54,6 +54,7 @@ class Awq(Settings):
     clip: bool = True
     steps: int = STEPS
     forms: tuple[Form, ...] = FORMS
+    distances: tuple[float, ...] = (0.1, 0.05, 0.05, 0.025)
     first_tokens: int = 512
     most_tokens: int = 8192
 
@@ -100,7 +101,7 @@ class Awq(Settings):
         if fold.inspect in weights and len(fold.linears) == 1:
             gram = stats.hessian() / 2
             loss = awq.output_loss(weights[fold.inspect], gram, self.scheme)
-            return awq.refine(space, awq.choose(field, loss), loss)
+            return awq.refine(space, awq.choose(field, loss), loss, self.distances)
         sample = inputs.sample(fold.inspect)
 
         def measure(scales: Tensor, tokens: int) -> float:
@@ -124,7 +125,7 @@ class Awq(Settings):
         first = awq.choose(field, few)
         field = _best(field, first, len(field) // 4)
         second = awq.choose(field, more)
-        refined = awq.refine(space, second, more, _DISTANCES)
+        refined = awq.refine(space, second, more, self.distances)
         last = awq.choose([refined.best, *_best(field, second, _FINALISTS)], most)
         return replace(last, history=first.history)
 
