@@ -51,7 +51,10 @@ class Dynamic:
 
     def __call__(self, x: Tensor) -> QuantizedTensor:
         low, high = block_range(x.detach(), self.scheme)
-        scale, zero_point = choose_qparams(low, high, self.scheme.bits, self.scheme.symmetric)
+        scheme = self.scheme
+        scale, zero_point = choose_qparams(
+            low, high, scheme.bits, scheme.symmetric, narrow_range=scheme.narrow_range
+        )
         return _codes(x, scale, zero_point, self.scheme)
 
 
@@ -90,7 +93,10 @@ def calibrated(
     observer = observer or MinMaxObserver()
     for batch in batches:
         observer.observe(batch)
-    scale, zero_point = observer.qparams(scheme.bits, scheme.symmetric)
+    low, high = observer.range(scheme.bits, scheme.symmetric)
+    scale, zero_point = choose_qparams(
+        low, high, scheme.bits, scheme.symmetric, narrow_range=scheme.narrow_range
+    )
     return Static(scheme, scale, zero_point)
 
 

@@ -35,6 +35,13 @@ def test_dynamic_error_is_at_most_half_a_step(tokens, features, bits, symmetric,
         assert bool(((quantized.dequantize() - x).abs() <= half).all())
 
 
+def test_a_full_range_scheme_gets_the_full_range_scale():
+    x, full = randn(4, 8), QuantScheme(4, granularity="tensor", narrow_range=False)
+    expected = x.abs().max() / 7.5
+    for quantizer in (Dynamic(full), calibrated([x], full)):
+        assert torch.allclose(quantizer(x).scale, expected.reshape(1, 1))
+
+
 def test_token_scales_do_not_hear_other_tokens():
     x = randn(3, 2, 16)
     louder = x.clone()
