@@ -26,6 +26,7 @@ from labkit.models.methods.protocol import BlockMethod
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+
 @dataclass(frozen=True)
 class Entry:
     """A row to measure; label alone is the FP32 row.

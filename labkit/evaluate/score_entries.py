@@ -20,9 +20,7 @@ GROUP_SIZE = 64
 FP32 = Entry("FP32")
 
 
-def rtn(
-    bits: int, granularity: str, symmetric: bool = True, group_size: int = GROUP_SIZE
-) -> Entry:
+def rtn(bits: int, granularity: str, symmetric: bool = True, group_size: int = GROUP_SIZE) -> Entry:
     """Round-to-nearest."""
     group = group_size if granularity == "group" else None
     scheme = QuantScheme(bits, symmetric, granularity, group)  # type: ignore[arg-type]
@@ -90,5 +88,6 @@ def entries(everything: bool = False) -> list[Entry]:
     rows.append(_named("FP4", Nf4(quant_type="fp4"), "block 64 double"))
     for bits in (4, 3, 2):
         rows += [_hqq(bits), _awq(bits), _gptq(bits), _gptq(bits, act_order=True)]
-    clipped = [_named("RTN clip", Rtn(_grouped(bits), clip="mse"), _grouped(bits)) for bits in (4, 3)]
-    return [*rows, _gptq(8), *clipped]
+    for grid in (_grouped(4), _grouped(3)):
+        rows.append(_named("RTN clip", Rtn(grid, clip="mse"), grid))
+    return [*rows, _gptq(8)]

@@ -24,7 +24,9 @@ from labkit.course.prediction import predict
 from labkit.course.widgets_progress import course_progress
 from labkit.data.tasks import make_task
 from labkit.evaluate.score import Effort, score
+from labkit.evaluate.score_chart import score_chart
 from labkit.evaluate.score_entries import rtn_entries
+from labkit.evaluate.score_row import recorded_rows
 from labkit.evaluate.size import parameter_count
 from labkit.models import load
 from labkit.models.apply import map_weights, quantize_model
@@ -223,6 +225,17 @@ figures.show(
     fig,
     alt="Right answers stay near the FP32 level at 8 bits and fall to almost none at 2 bits; "
     "coarser scales fall first.",
+)
+
+# %% [markdown]
+# Where the course takes you: the same model under every method, as `labkit score` recorded it on
+# the machine that `data/results/score.json` names. By chapter 06 you can explain each point.
+
+# %%
+figures.show(
+    score_chart(recorded_rows()),
+    alt="Recorded: at 8 and 4 bits all careful methods lie on the FP32 level; at 3 and 2 bits GPTQ "
+    "and AWQ keep much more of the model than rounding does.",
 )
 
 # %% [markdown]
