@@ -125,7 +125,7 @@ left = {
 fig, ax = figures.new()
 for (how, values), marker in zip(left.items(), "osD", strict=True):
     ax.plot([100 * s for s in shares], values, marker=marker, label=how)
-ax.set(xlabel="input channels spared (%)", ylabel="output error that is left", ylim=(0, 1.05))
+ax.set(xlabel="input channels spared (%)", ylabel="output error that is left", ylim=(None, 1.02))
 ax.legend()
 figures.show(
     fig,
@@ -149,20 +149,25 @@ assert one["by inputs"] < one["by weights"] and one["by inputs"] < one["at rando
 # with large mean |x| are *salient*.
 
 # %%
-fig, ax = figures.new(size=(6.6, 3.2))
-for colour, (name, x) in zip(figures.PALETTE, list(inputs.items())[1:], strict=False):
-    for values, style in ((x.abs().mean(dim=0), "-"), (weights[name].norm(dim=0), ":")):
+loudness = {name: one.mean_abs() for name, one in stats.items()}
+layer = max(weights, key=lambda n: float(loudness[n].max() / loudness[n].median()))
+fig, axes = figures.new(1, 2, size=(7.6, 3.2), sharey=True)
+for ax, name in zip(axes, (next(iter(weights)), layer), strict=True):
+    for values, label in ((loudness[name], "mean |x|"), (weights[name].norm(dim=0), "norm of w")):
         ranked = (values / values.median()).sort(descending=True).values
-        ax.plot(np.linspace(0, 100, len(ranked)), ranked, style, color=colour, linewidth=1.2)
-ax.plot([], [], "-", color="black", label="mean |x|")
-ax.plot([], [], ":", color="black", label="norm of the weight column")
-ax.set(yscale="log", xlabel="input channels, loudest first (%)", ylabel="over the median")
-ax.legend()
+        ax.plot(np.linspace(0, 100, len(ranked)), ranked, label=label)
+    ax.set(yscale="log", xlabel="input channels, loudest first (%)", title=name)
+axes[0].set(ylabel="over the median")
+axes[0].legend()
 figures.show(
     fig,
-    alt="Channels ranked by loudness, one line a layer: the mean |x| of the first channels stands "
-    "further above the median than the norms of the weight columns do.",
+    alt="Channels of two layers ranked by mean |x| and by the norm of their weight column: the "
+    "first inputs stand further above the median than the first weights do.",
 )
+norm = weights[layer].norm(dim=0)
+stands_out = [float(values.max() / values.median()) for values in (loudness[layer], norm)]
+print("inputs differ more than weights:", stands_out[0] > stands_out[1])
+assert stands_out[0] > stands_out[1]
 
 # %% [markdown] tags=["exercise-text"]
 # ### Exercise 06.1 · The channels that matter
@@ -205,8 +210,6 @@ guess_s = predict(
 
 # %%
 factors = torch.linspace(1, 3, 17)
-loudness = {name: one.mean_abs() for name, one in stats.items()}
-layer = max(weights, key=lambda n: float(loudness[n].max() / loudness[n].median()))
 w = weights[layer]
 salient = chosen_by["by inputs"](layer)[: math.ceil(0.01 * w.shape[1])]
 parts = {"salient channels": [], "all others": [], "together": []}
@@ -271,13 +274,13 @@ for colour, (name, search) in zip(figures.PALETTE, searches.items(), strict=Fals
                 color=colour, label=name.split(".")[-1])  # fmt: skip
 for ax, title in zip(axes, ("plain: b = 0", "duo: b = 1 - a"), strict=True):
     ax.axhline(1, color="black", linewidth=1, linestyle=":")
-    ax.set(xlabel="a", title=title, ylim=(0, 2))
+    ax.set(xlabel="a", title=title, ylim=(0.8, 1.4))
 axes[0].set(ylabel="output error / that of RTN")
-axes[1].legend(fontsize=8, ncols=2)
+axes[0].legend(fontsize=8)
 figures.show(
     fig,
     alt="Output error over that of plain rounding against the exponent a, a line for each layer, "
-    "for both forms: most lines dip below one at a small a and climb as a nears one.",
+    "for both forms: the lowest dips well below one at a small a, and all climb as a nears one.",
 )
 
 # %%
@@ -525,15 +528,16 @@ print("so does GPTQ:", three["GPTQ"] < three["RTN"])
 assert three["AWQ"] < three["RTN"] and three["GPTQ"] < three["RTN"]
 
 # %%
-fig, axes = figures.new(1, 2, size=(7.6, 3.3))
+names = ("RTN", "NF4", "HQQ", "AWQ", "GPTQ")
+fig, axes = figures.new(1, 2, size=(7.6, 3.3), sharey=True)
 for ax, corpus in zip(axes, heldout, strict=True):
-    for bits, marker in ((3, "o"), (4, "s")):
-        names = [n for n in ("RTN", "NF4", "HQQ", "AWQ", "GPTQ") if (bits, n) != (3, "NF4")]
-        values = [measured(n, bits)[corpus] / results["FP32"][corpus] for n in names]
-        ax.plot(values, names, marker, markersize=8, label=f"{bits} bits")
+    for bits, marker in ((4, "s"), (3, "o")):
+        there = [n for n in names if (n, bits) != ("NF4", 3)]
+        values = [measured(n, bits)[corpus] / results["FP32"][corpus] for n in there]
+        ax.plot(values, there, marker, markersize=8, label=f"{bits} bits")
     ax.axvline(1, color="black", linewidth=1, linestyle=":")
     ax.set(xlabel="perplexity / that of FP32", title=f"tested on {corpus.split('-')[1]}")
-axes[0].legend()
+axes[0].legend(loc="lower right")
 figures.show(
     fig,
     alt="Perplexity over that of the float model for each method at three and four bits, on code "
@@ -694,9 +698,9 @@ assert live is None or len(live) == len(knows.folds(block))
 record = json.loads(RECORD.read_text())
 machine = record["made_with"]
 print(f"Recorded by `{record['command']}`: {record['settings']}")
-print(f"{machine['cpu']}, {machine['threads']} thread, other programs running beside it")
+print(f"{machine['cpu']}, {machine['threads']} thread, seconds of the processor")
 for name, values in record["perplexity"].items():
-    seconds = record["seconds"].get(name)
+    seconds = record["cpu_seconds"].get(name)
     took = f"{seconds:6.0f} s" if seconds else ""
     code, prose = values["stdlib-code"], values["stdlib-prose"]
     print(f"{name:20} code {code:.2f}  prose {prose:.2f}  {took}")
@@ -707,7 +711,7 @@ for name, values in record["perplexity"].items():
 # without running anything, and candidates are compared on few tokens first.
 
 # %%
-times = record["seconds"]
+times = record["cpu_seconds"]
 quality = record["perplexity"]
 ours, theirs = "AWQ, labkit", "AWQ, AutoAWQ 0.2.9"
 print("at least 5 times as fast:", times[theirs] > 5 * times[ours])
@@ -902,11 +906,9 @@ print("a channel that no input reaches has scale", float(scales[0]))
 # %% [markdown]
 # ## What to read
 #
-# - Lin et al. 2024, [AWQ: Activation-aware Weight Quantization for On-Device LLM Compression and
-#   Acceleration](https://arxiv.org/abs/2306.00978): sections 3.1 and 3.2 are this chapter
-# - [AutoAWQ](https://github.com/casper-hansen/AutoAWQ), `quantize/quantizer.py`: the search as it
-#   is shipped
-# - Xiao et al. 2023, [SmoothQuant](https://arxiv.org/abs/2211.10438): the same fold for another end
-# - Frantar et al. 2023, [GPTQ](https://arxiv.org/abs/2210.17323): the other way to use activations
-# - Dettmers et al. 2023, [QLoRA](https://arxiv.org/abs/2305.14314): NF4, and
-#   [HQQ](https://dropbox.github.io/hqq_blog/): two ways without calibration
+# - Lin et al. 2024, [AWQ](https://arxiv.org/abs/2306.00978): sections 3.1 and 3.2 are this chapter
+# - [AutoAWQ](https://github.com/casper-hansen/AutoAWQ), `quantizer.py`: as shipped
+# - Xiao et al. 2023, [SmoothQuant](https://arxiv.org/abs/2211.10438): the same fold, another end
+# - Frantar et al. 2023, [GPTQ](https://arxiv.org/abs/2210.17323): compensating instead
+# - Dettmers et al. 2023, [QLoRA](https://arxiv.org/abs/2305.14314): NF4
+# - Badri and Shaji 2023, [HQQ](https://dropbox.github.io/hqq_blog/): fitting without data

@@ -68,7 +68,7 @@ def main(tensors, settings):
         "w_bit": settings["bits"],
         "version": "GEMM",
     }
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), time.process_time()
     held.quantize(
         None,
         quant_config=config,
@@ -86,9 +86,10 @@ def main(tensors, settings):
         whole = held.quantizer.pseudo_quantize_tensor(linear.weight.data.half())[0]
         linear.weight.data = whole.float()
     seconds = time.perf_counter() - start
+    cpu_seconds = time.process_time() - busy
     out = {name: tensor for name, tensor in held.model.state_dict().items() if ".layers." in name}
     losses = {}
     for block, source, names, scales, history in Watched.found:
         out[f"scales.{block}.{source}"] = scales.float()
         losses[f"{block}.{source}"] = {"linears": names, "losses": history}
-    return out, {"seconds": seconds, "searches": losses, "threads": torch.get_num_threads()}
+    return out, {"seconds": seconds, "cpu_seconds": cpu_seconds, "searches": losses}
