@@ -51,12 +51,12 @@ PACK = Exercise(
     goal="pack codes and zero-points as a GPTQ checkpoint stores them",
     stub='''
     def pack_gptq(codes, zeros):
-        """int32 words [in / 8, out] of codes [out, in], [groups, out / 8] of zeros [out, groups]."""
+        """int32 [in / 8, out] of codes [out, in], [groups, out / 8] of zeros [out, groups]."""
         ...
     ''',
     solution='''
     def pack_gptq(codes, zeros):
-        """int32 words [in / 8, out] of codes [out, in], [groups, out / 8] of zeros [out, groups]."""
+        """int32 [in / 8, out] of codes [out, in], [groups, out / 8] of zeros [out, groups]."""
         def words(rows):
             eights = rows.to(torch.int64).reshape(len(rows), -1, 8)
             shifts = 4 * torch.arange(8)
