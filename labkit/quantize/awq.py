@@ -113,19 +113,21 @@ def choose(candidates: Sequence[Candidate], loss: Callable[[Tensor], float]) -> 
 
     Raises the SchemeError of the first such candidate, or CalibrationError, when none is left.
     """
-    losses, refusal = [], None
+    losses, refusals = [], []
     for candidate in candidates:
-        try:
-            value = loss(candidate.scales)
-        except SchemeError as error:
-            refusal, value = refusal or error, math.inf
-        losses.append(value if math.isfinite(value) else math.inf)
+        value, refusal = _measured(loss, candidate)
+        losses.append(value)
+        refusals += [refusal] if refusal else []
     at = min(range(len(losses)), key=losses.__getitem__)
     if losses[at] == math.inf:
-        raise refusal or CalibrationError(
-            "no candidate has a finite output error",
-            where="AWQ",
-            remedy="The activations are too large for float32: check the layers before.",
+        raise (
+            refusals[0]
+            if refusals
+            else CalibrationError(
+                "no candidate has a finite output error",
+                where="AWQ",
+                remedy="The activations are too large for float32: check the layers before.",
+            )
         )
     tried = list(zip(candidates, losses, strict=True))
     unscaled = next((value for candidate, value in tried if candidate.neutral), None)
@@ -141,9 +143,22 @@ def refine(
 ) -> ScaleSearch:
     """Go to a better neighbour, at most once for each distance: never worse than `found`."""
     for distance in distances:
-        near = choose([found.best, *space.neighbours(found.best, distance)], loss)
-        found = replace(found, best=near.best, loss=near.loss)
+        near = space.neighbours(found.best, distance)
+        losses = [_measured(loss, candidate)[0] for candidate in near]
+        if min(losses) < found.loss:
+            found = replace(found, best=near[losses.index(min(losses))], loss=min(losses))
     return found
+
+
+def _measured(
+    loss: Callable[[Tensor], float], candidate: Candidate
+) -> tuple[float, SchemeError | None]:
+    """The candidate's loss; infinite where it is not finite, or where the grid cannot be stored."""
+    try:
+        value = loss(candidate.scales)
+    except SchemeError as error:
+        return math.inf, error
+    return value if math.isfinite(value) else math.inf, None
 
 
 def search_scales(

@@ -584,11 +584,11 @@ ax.axhline(three["RTN"], color="black", linewidth=1, linestyle="--", label="RTN"
 ax.axhline(results["FP32"]["stdlib-code"], color="black", linewidth=1, linestyle=":", label="FP32")
 ax.set(xscale="log", xlabel="calibration sequences of 64 tokens", ylabel="perplexity on code")
 ax.set_xticks(counts, labels=[str(n) for n in counts])
-ax.legend()
+ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4)
 figures.show(
     fig,
     alt="Perplexity at three bits against the number of calibration sequences: the line of AWQ is "
-    "nearly level, that of GPTQ falls as sequences are added.",
+    "nearly level, that of GPTQ starts above it and ends below.",
 )
 
 # %%
@@ -644,8 +644,17 @@ guess_shift.compare(
 )
 
 # %%
-print("GPTQ pays more for the wrong domain:", total["GPTQ"] > total["AWQ"])
-assert total["GPTQ"] > total["AWQ"]
+rtn = measured("RTN", 3)
+other = dict(zip(domains, domains[::-1], strict=True))
+still = all(measured(n, 3, other[d])[d] < rtn[d] for n in price for d in domains)
+print("calibrated on the wrong text, both still beat rounding:", still)
+print("the wrong text costs less than 6 %:", max(total.values()) < 0.06)
+assert still and max(total.values()) < 0.06
+
+# %% [markdown]
+# In this model the wrong text costs a per cent or two, for either method, and GPTQ keeps its lead.
+# What the paper reports on large models (GPTQ pays, AWQ hardly) is a matter of degree: measure it
+# on the model, the bits and the domains that you serve.
 
 # %% [markdown]
 # ## In the file
@@ -845,8 +854,10 @@ print("a channel that no input reaches has scale", float(scales[0]))
 # the calibration outputs.
 #
 # GPTQ solves a least-squares problem with an in × in Hessian. With fewer tokens than columns it
-# fits directions that the text happened to have; on another domain part of that is wrong. Both
-# figures are above: perplexity against sequences, and the price of the wrong domain.
+# fits directions that the text happened to have, and on another domain part of that is wrong.
+#
+# Above, one short sequence was enough for AWQ and cost GPTQ its lead; the wrong domain cost both
+# little in so small a model.
 #
 # </details>
 
@@ -894,9 +905,9 @@ print("a channel that no input reaches has scale", float(scales[0]))
 # 4 bits they are within a few per cent of the calibrated methods here; at 3 bits the distance
 # grows.
 #
-# Then AWQ on generic public text: it learns loudness, which hardly depends on the domain, and I say
-# in the model card which text it was. GPTQ on generic text I would avoid at low bits, because it
-# pays more for the wrong domain.
+# Then AWQ on generic public text: it learns loudness, which hardly depends on the text, and the
+# model card says which text it was. GPTQ on generic text needs more of it, and a check on data like
+# the customer's.
 #
 # Best of all, hand over the tool: calibration is forward passes on a few dozen sequences, and can
 # run where the data is. Then only weights come back.

@@ -3,7 +3,7 @@
 A fold is searched with the loss on the module that it belongs to: attention for the norm before q,
 k and v, the MLP for the norm before gate and up, and the layer itself for down and o. Where it is
 the layer itself the loss is a quadratic form (`awq.output_loss`) and costs nothing. Attention and
-MLP are run, in rounds: all candidates on a few hundred tokens, a quarter of them on four times as
+MLP are run, in rounds: all candidates on a few hundred tokens, a fifth of them on four times as
 many, the last few on thousands. The errors of two candidates are measured on the same tokens, so
 their order is known long before their values are.
 """
@@ -24,6 +24,7 @@ from labkit.models.folding import fold as fold_scales
 from labkit.models.methods.awq_inputs import BlockInputs
 from labkit.models.methods.protocol import Settings
 from labkit.models.report import LayerReport, layer_report
+from labkit.models.walking import weight_matrix
 from labkit.quantize import awq, rtn
 from labkit.quantize.awq import ScaleSearch
 from labkit.quantize.awq_scales import FORMS, STEPS, Candidate, Form, ScaleSpace, salience
@@ -32,7 +33,7 @@ from labkit.quantize.clipping import rounded, search_clip
 
 # The product q · k multiplies their errors: a bound chosen for one alone is a poor one.
 _NOT_CLIPPED = ("q_proj", "k_proj", "qkv", "query", "key", "c_attn")
-_FINALISTS = 3
+_FINALISTS = 2
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Awq(Settings):
         forms: "plain" (activations alone), "duo" (with weights, AutoAWQ's), or both.
         distances: how far from the best, in one exponent, neighbours are tried in turn.
         first_tokens: tokens on which all candidates of attention and MLP are compared; their
-            best quarter is on four times as many.
+            best fifth is on four times as many.
         most_tokens: tokens on which the last few are compared; fewer when calibration has fewer.
     """
 
@@ -54,9 +55,9 @@ class Awq(Settings):
     clip: bool = True
     steps: int = STEPS
     forms: tuple[Form, ...] = FORMS
-    distances: tuple[float, ...] = (0.1, 0.05, 0.05, 0.025)
-    first_tokens: int = 512
-    most_tokens: int = 8192
+    distances: tuple[float, ...] = (0.1, 0.05, 0.025)
+    first_tokens: int = 256
+    most_tokens: int = 2048
 
     name: ClassVar[str] = "awq"
     next_inputs: ClassVar[Literal["quantized", "original"]] = "original"
@@ -104,9 +105,12 @@ class Awq(Settings):
             return awq.refine(space, awq.choose(field, loss), loss, self.distances)
         sample = inputs.sample(fold.inspect)
 
+        # Written past `Block.write`, which would check a finite weight hundreds of times.
+        live = {name: weight_matrix(block.linears[name]).detach() for name in linears}
+
         def measure(scales: Tensor, tokens: int) -> float:
             for name, weight in weights.items():
-                block.write(name, rounded(weight * scales, self.scheme) / scales)
+                live[name].copy_(rounded(weight * scales, self.scheme).div_(scales))
             return sample.loss(tokens)
 
         try:
@@ -123,7 +127,7 @@ class Awq(Settings):
         )
         field = space.grid(self.steps, self.forms)
         first = awq.choose(field, few)
-        field = _best(field, first, len(field) // 4)
+        field = _best(field, first, len(field) // 5)
         second = awq.choose(field, more)
         refined = awq.refine(space, second, more, self.distances)
         last = awq.choose([refined.best, *_best(field, second, _FINALISTS)], most)
