@@ -19,10 +19,10 @@ from typing import Literal
 
 import torch
 
-from labkit.core.errors import CalibrationError, SchemeError, ShapeError
-from labkit.core.finite import require_finite
+from labkit.core.errors import CalibrationError
 from labkit.core.scheme import QuantScheme
 from labkit.core.tensor import QuantizedTensor
+from labkit.quantize.gptq_checks import check, note_of
 from labkit.quantize.gptq_grid import Grid
 from labkit.quantize.gptq_order import by_group_importance, by_importance, inverse
 from labkit.quantize.gptq_repair import ByInverse, BySubstitution, damped
@@ -104,7 +104,7 @@ def solve(
         SchemeError: settings that contradict each other, a weight that is not floating point.
         ShapeError: the weight is not a matrix, or not of as many columns as ``stats``.
     """
-    _check(weight, stats, scheme, damp, block_size, act_order, static_groups, group_aware)
+    check(weight, stats, scheme, damp, block_size, act_order, static_groups, group_aware)
     w = weight.detach().float()
     hessian = stats.hessian().to(w.device)
     rows, columns = w.shape
@@ -167,7 +167,7 @@ def solve(
             g_idx = grid.group[inverse(order)].to(torch.int32)
     scale, zeros = grid.stored()
     quantized = QuantizedTensor(codes, scale, zeros, scheme, g_idx)
-    note = _note(damp, used, stats)
+    note = note_of(damp, used, stats)
     return GptqSolution(quantized, used, int(dead.sum()), loss, stats.tokens, note)
 
 
@@ -219,49 +219,6 @@ def round_block_compiled(
         np.float32(grid.scheme.qmax),
         codes.numpy(),
         errors.numpy(),
+        threads=torch.get_num_threads(),
     )
     return errors
-
-
-def _check(
-    weight: torch.Tensor,
-    stats: InputStats,
-    scheme: QuantScheme,
-    damp: float,
-    block_size: int,
-    act_order: bool,
-    static_groups: bool,
-    group_aware: bool,
-) -> None:
-    where = f"GPTQ, weight of shape {tuple(weight.shape)}"
-    if not weight.is_floating_point():
-        raise SchemeError(f"the weight is {weight.dtype}", where, "Quantize real numbers.")
-    if weight.ndim != 2 or weight.numel() == 0 or weight.shape[1] != stats.columns:
-        raise ShapeError(
-            f"inputs of {stats.columns} features",
-            where,
-            "The weight is [out, in], and in is the number of features of its inputs.",
-        )
-    require_finite(weight, "weight")
-    if scheme.granularity == "token":
-        raise SchemeError('granularity "token"', where, 'Weights have "channel" or "group".')
-    if group_aware and (act_order or scheme.granularity != "group"):
-        other = "act_order as well" if act_order else f"granularity {scheme.granularity!r}"
-        raise SchemeError(
-            f"group_aware with {other}", where, "It reorders groups: choose one of the orders."
-        )
-    if not 0.0 <= damp <= 1.0 or block_size < 1 or (static_groups and scheme.group_size is None):
-        raise SchemeError(
-            f"damp {damp}, block_size {block_size}, static_groups {static_groups}, {scheme}",
-            where,
-            "0 <= damp <= 1, block_size >= 1; static_groups needs groups.",
-        )
-
-
-def _note(asked: float, used: float, stats: InputStats) -> str:
-    notes = []
-    if used != asked:
-        notes.append(f"damp raised from {asked:g} to {used:g}: H was not positive definite")
-    if stats.tokens < stats.columns:
-        notes.append(f"{stats.tokens} calibration tokens for {stats.columns} columns")
-    return "; ".join(notes)

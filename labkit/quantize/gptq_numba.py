@@ -19,10 +19,10 @@ ROWS = 32
 STEP = 8
 _ROUND = np.float32(1.5 * 2**23)
 _FAR = np.float32(2**20)
+_SMALL = 2**18
 
 
-@numba.njit(parallel=True, cache=True, error_model="numpy", boundscheck=False)
-def round_block(weight, factor, scale, zero, group, qmin, qmax, codes, errors):
+def round_block(weight, factor, scale, zero, group, qmin, qmax, codes, errors, threads=1):
     """Round a block of columns in place: weight becomes its rounded values.
 
     Args:
@@ -33,38 +33,67 @@ def round_block(weight, factor, scale, zero, group, qmin, qmax, codes, errors):
         qmin, qmax: float32, the ends of the integer range.
         codes: int8 or uint8 [out, block]; written.
         errors: float32 [out, block]; written.
+        threads: how many to use at most; small blocks take one.
     """
-    rows, columns = weight.shape
-    for chunk in numba.prange((rows + ROWS - 1) // ROWS):
+    arguments = (weight, factor, scale, zero, group, qmin, qmax, codes, errors)
+    threads = min(threads, numba.config.NUMBA_NUM_THREADS)
+    # Waking a second thread costs more than a small block, and far more where cores are busy.
+    if threads == 1 or weight.size < _SMALL:
+        _serial(*arguments)
+        return
+    before = numba.get_num_threads()
+    numba.set_num_threads(threads)
+    try:
+        _parallel(*arguments)
+    finally:
+        numba.set_num_threads(before)
+
+
+@numba.njit(cache=True, error_model="numpy", boundscheck=False)
+def _serial(weight, factor, scale, zero, group, qmin, qmax, codes, errors):
+    for first in range(0, weight.shape[0], ROWS):
+        _round_rows(first, weight, factor, scale, zero, group, qmin, qmax, codes, errors)
+
+
+@numba.njit(parallel=True, cache=True, error_model="numpy", boundscheck=False)
+def _parallel(weight, factor, scale, zero, group, qmin, qmax, codes, errors):
+    for chunk in numba.prange((weight.shape[0] + ROWS - 1) // ROWS):
         first = chunk * ROWS
-        here = min(ROWS, rows - first)
-        tile = np.zeros((columns, ROWS), np.float32)
-        wrong = np.zeros((columns, ROWS), np.float32)
-        code = np.zeros((columns, ROWS), codes.dtype)
-        steps = np.ones(ROWS, np.float32)
-        zeros = np.zeros(ROWS, np.float32)
-        for r in range(here):
-            for j in range(columns):
-                tile[j, r] = weight[first + r, j]
-        for start in range(0, columns, STEP):
-            stop = min(start + STEP, columns)
-            for j in range(start, stop):
-                if j == 0 or group[j] != group[j - 1]:
-                    for r in range(here):
-                        steps[r] = scale[first + r, group[j]]
-                        zeros[r] = zero[first + r, group[j]]
-                _round_column(tile[j], wrong[j], code[j], steps, zeros, factor[j, j], qmin, qmax)
-                for k in range(j + 1, stop):
-                    u = factor[j, k]
-                    for r in range(ROWS):
-                        tile[k, r] -= wrong[j, r] * u
-            if stop == start + STEP:
-                _pass_on(tile, wrong, factor, start, stop, columns)
-        for r in range(here):
-            for j in range(columns):
-                weight[first + r, j] = tile[j, r]
-                errors[first + r, j] = wrong[j, r]
-                codes[first + r, j] = code[j, r]
+        _round_rows(first, weight, factor, scale, zero, group, qmin, qmax, codes, errors)
+
+
+@numba.njit(cache=True, error_model="numpy", boundscheck=False)
+def _round_rows(first, weight, factor, scale, zero, group, qmin, qmax, codes, errors):
+    """Round the ROWS rows from ``first`` on, or as many as there are."""
+    rows, columns = weight.shape
+    here = min(ROWS, rows - first)
+    tile = np.zeros((columns, ROWS), np.float32)
+    wrong = np.zeros((columns, ROWS), np.float32)
+    code = np.zeros((columns, ROWS), codes.dtype)
+    steps = np.ones(ROWS, np.float32)
+    zeros = np.zeros(ROWS, np.float32)
+    for r in range(here):
+        for j in range(columns):
+            tile[j, r] = weight[first + r, j]
+    for start in range(0, columns, STEP):
+        stop = min(start + STEP, columns)
+        for j in range(start, stop):
+            if j == 0 or group[j] != group[j - 1]:
+                for r in range(here):
+                    steps[r] = scale[first + r, group[j]]
+                    zeros[r] = zero[first + r, group[j]]
+            _round_column(tile[j], wrong[j], code[j], steps, zeros, factor[j, j], qmin, qmax)
+            for k in range(j + 1, stop):
+                u = factor[j, k]
+                for r in range(ROWS):
+                    tile[k, r] -= wrong[j, r] * u
+        if stop == start + STEP:
+            _pass_on(tile, wrong, factor, start, stop, columns)
+    for r in range(here):
+        for j in range(columns):
+            weight[first + r, j] = tile[j, r]
+            errors[first + r, j] = wrong[j, r]
+            codes[first + r, j] = code[j, r]
 
 
 @numba.njit(inline="always", error_model="numpy", boundscheck=False)
