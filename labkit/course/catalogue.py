@@ -25,4 +25,6 @@ CHAPTERS = (
     Chapter("02_scale_zero_point", 60, "How does a real number become an integer, and back?"),
     Chapter("03_per_channel", 90, "How many numbers should share a scale?"),
     Chapter("04_outliers", 100, "Why does INT8 fail on a model that INT8 should fit?"),
+    Chapter("05_gptq", 90, "How can rounding one weight repair the error of another?"),
+    Chapter("06_awq", 90, "Which weights matter, and who decides?"),
 )
