@@ -133,7 +133,7 @@ figures.show(
     "chosen by their inputs falls fastest, the one for random channels slowest.",
 )
 
-# %%
+# %% tags=["nbval-ignore-output"]
 one = {how: values[1] for how, values in left.items()}
 best = min(one, key=one.get)
 order = ["by weights", "by inputs", "at random"]
@@ -204,8 +204,7 @@ check("06.1", salient_channels)
 
 # %%
 guess_s = predict(
-    "Which s gives the least output error?",
-    ["1 (none)", "between 1 and 6", "the larger the better"],
+    "Which s gives the least output error?", ["1 (none)", "between 1 and 2", "2 or more"]
 )
 
 # %%
@@ -234,7 +233,7 @@ figures.show(
     "that of all others rises, and the sum has its least value in between.",
 )
 
-# %%
+# %% tags=["nbval-ignore-output"]
 at = int(np.argmin(parts["together"]))
 guess_s.compare(
     f"s = {float(factors[at]):.1f}",
@@ -315,7 +314,7 @@ check("06.2", search_scales)
 
 # %%
 explorer = ScaleExplorer(weights, inputs, three_bits)
-explorer.layer.value = min(gains, key=gains.get)
+explorer.layer.value, explorer.alpha.value = min(gains, key=gains.get), 0.4
 figures.show_widget(
     explorer,
     alt="A menu of layers, sliders for the exponents a and b; the output error against a, and the "
@@ -337,7 +336,7 @@ assert explorer.error < 1
 # **Why on the outputs?** The same search with the loss on the weights finds that scaling is a bad
 # idea: it cannot see that some columns meet large inputs.
 
-# %%
+# %% tags=["nbval-ignore-output"]
 by_weights = {
     n: awq.choose(
         ScaleSpace(stats[n].mean_abs(), [weights[n]], three_bits).grid(forms=("plain",)),
@@ -423,14 +422,17 @@ figures.show(
     "ratios from 0.55 to 1.",
 )
 
-# %%
+# %% tags=["nbval-ignore-output"]
 for name in weights:
     cut = rounded(clip(weights[name], bounds[name], three_bits), three_bits)
     ratio = output_error(name, cut) / plain[name]
     print(f"{name.split('.')[-1]:12} clipped: {ratio:.2f} of the output error is left")
-print(
-    "some groups are clipped, some are not:", 0.02 < float((ratios < 0.99).float().mean()) < 0.999
-)
+    assert ratio < 1
+
+# %%
+cut_groups = float((ratios < 0.99).float().mean())
+print("some groups are clipped, some are not:", 0.02 < cut_groups < 0.999)
+assert 0.02 < cut_groups < 0.999
 
 # %% [markdown]
 # q and k are left alone: the scores are products of the two, and a bound chosen for one of them
@@ -537,7 +539,7 @@ for ax, corpus in zip(axes, heldout, strict=True):
         ax.plot(values, there, marker, markersize=8, label=f"{bits} bits")
     ax.axvline(1, color="black", linewidth=1, linestyle=":")
     ax.set(xlabel="perplexity / that of FP32", title=f"tested on {corpus.split('-')[1]}")
-axes[0].legend(loc="lower right")
+axes[0].legend(loc="upper right")
 figures.show(
     fig,
     alt="Perplexity over that of the float model for each method at three and four bits, on code "
@@ -652,9 +654,9 @@ print("the wrong text costs less than 6 %:", max(total.values()) < 0.06)
 assert still and max(total.values()) < 0.06
 
 # %% [markdown]
-# In this model the wrong text costs a per cent or two, for either method, and GPTQ keeps its lead.
-# What the paper reports on large models (GPTQ pays, AWQ hardly) is a matter of degree: measure it
-# on the model, the bits and the domains that you serve.
+# In this model the wrong text costs a few per cent at most, less than either method gains. What the
+# paper reports on large models, that GPTQ pays and AWQ hardly does, is a matter of degree: measure
+# it on the model, the bits and the domains that you serve.
 
 # %% [markdown]
 # ## In the file
@@ -689,7 +691,7 @@ check("06.5", pack_awq)
 
 # %% [markdown]
 # If AutoAWQ is here, it searches the first block now. If not, the recorded figures below have to
-# do.
+# do. They are of more held-out text (16384 tokens) than the table above.
 
 # %% tags=["nbval-ignore-output"]
 tokens = calibration("stdlib-code", 8)
@@ -777,7 +779,7 @@ guess_flat = predict(
     ["as much as before", "about half", "next to nothing"],
 )
 
-# %%
+# %% tags=["nbval-ignore-output"]
 name = min(gains, key=gains.get)
 w, x = weights[name], inputs[name]
 random = torch.randn(w.shape[1], w.shape[1], generator=torch.Generator().manual_seed(0))
@@ -856,7 +858,7 @@ print("a channel that no input reaches has scale", float(scales[0]))
 # GPTQ solves a least-squares problem with an in × in Hessian. With fewer tokens than columns it
 # fits directions that the text happened to have, and on another domain part of that is wrong.
 #
-# Above, one short sequence was enough for AWQ and cost GPTQ its lead; the wrong domain cost both
+# Above, one short sequence was enough for AWQ and cost GPTQ its lead. The wrong domain cost both
 # little in so small a model.
 #
 # </details>
