@@ -51,8 +51,8 @@ class Effort:
 
     tokens: int = 4096
     context: int = 256
-    questions: int = 64
-    sequences: int = 32
+    questions: int = 48
+    sequences: int = 16
 
 
 THOROUGH = Effort(tokens=32768, questions=500, sequences=128)

@@ -81,8 +81,8 @@ def entries(everything: bool = False) -> list[Entry]:
     nf4 = _named("NF4", Nf4(), "block 64 double")
     if not everything:
         four = [rtn(4, "tensor"), rtn(4, "group", False), nf4, _hqq(4), _awq(4), _gptq(4)]
-        three = [rtn(3, "group", False), _awq(3), _gptq(3)]
-        return [FP32, int8, llm_int8, smooth, *four, *three, rtn(2, "group", False), _gptq(2)]
+        three = [rtn(3, "group", False), _gptq(3)]
+        return [FP32, int8, llm_int8, smooth, *four, *three, rtn(2, "group", False)]
     rows = [*rtn_entries(everything=True), *activation_entries()]
     rows += [nf4, _named("NF4", Nf4(double_quantization=False), "block 64")]
     rows.append(_named("FP4", Nf4(quant_type="fp4"), "block 64 double"))

@@ -234,8 +234,8 @@ figures.show(
 # %%
 figures.show(
     score_chart(recorded_rows()),
-    alt="Recorded: at 8 and 4 bits all careful methods lie on the FP32 level; at 3 and 2 bits GPTQ "
-    "and AWQ keep much more of the model than rounding does.",
+    alt="Recorded: at 8 and 4 bits all careful methods lie near the FP32 level; at 3 bits GPTQ "
+    "keeps much more of the model than rounding does.",
 )
 
 # %% [markdown]
