@@ -11,8 +11,12 @@ import numba
 import numpy as np
 import torch
 
+from labkit.quantize import lookup16
+
 # Blocks of 64 that one core takes at a time.
 _RUN = 1024
+# Waking a second thread costs more than this many floats.
+_SMALL = 2**18
 _MANTISSA_AND_EXPONENT = np.int32(0x7FFFFFFF)
 _SMALLEST_DIVISOR = np.float32(1e-38)
 
@@ -49,15 +53,20 @@ def decode(
     """
     # numpy asks the system for large pages, torch does not: a first write costs a fault a page.
     out = np.empty(packed.numel() * 2, np.float32)
-    pairs = torch.cartesian_prod(levels, levels).numpy().view(np.uint64).reshape(-1)
-    _decode(
-        packed.contiguous().numpy(),
-        absmax.contiguous().numpy(),
-        pairs,
-        out,
-        out.view(np.uint64),
-        block_size,
-    )
+    codes, scales, table = (t.contiguous().numpy() for t in (packed, absmax, levels))
+    run = max(1, _RUN * 64 // block_size)
+    if lookup16.AVAILABLE and block_size % (2 * lookup16.LANES) == 0:
+        whole = codes.size // (block_size // 2)
+        decode_blocks = _decode_wide if out.size >= _SMALL else _decode_wide_serial
+        decode_blocks(codes, scales, table, out, block_size, run, whole)
+        # A last block that is not whole, and nothing else, is left to the scalar loop.
+        codes, scales = codes[whole * block_size // 2 :], scales[whole:]
+        rest = out[whole * block_size :]
+    else:
+        rest = out
+    if rest.size:
+        pairs = torch.cartesian_prod(levels, levels).numpy().view(np.uint64).reshape(-1)
+        _decode(codes, scales, pairs, rest, rest.view(np.uint64), block_size, run)
     return torch.from_numpy(out)[:count]
 
 
@@ -93,10 +102,9 @@ def _encode(values, bits, boundaries, code_of, packed, absmax, absmax_bits, bloc
 
 
 @numba.njit(parallel=True, cache=True, error_model="numpy")
-def _decode(packed, absmax, pairs, out, out_pairs, block_size):
+def _decode(packed, absmax, pairs, out, out_pairs, block_size, run):
     half = block_size // 2
     blocks = absmax.size
-    run = max(1, _RUN * 64 // block_size)
     for part in numba.prange((blocks + run - 1) // run):
         for block in range(part * run, min((part + 1) * run, blocks)):
             codes = packed[block * half : (block + 1) * half]
@@ -108,3 +116,23 @@ def _decode(packed, absmax, pairs, out, out_pairs, block_size):
             scale = absmax[block]
             for i in range(numbers.size):
                 numbers[i] *= scale
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _decode_wide_serial(packed, absmax, levels, out, block_size, run, blocks):
+    _decode_run(packed, absmax, levels, out, block_size, 0, blocks)
+
+
+@numba.njit(parallel=True, cache=True, error_model="numpy")
+def _decode_wide(packed, absmax, levels, out, block_size, run, blocks):
+    for part in numba.prange((blocks + run - 1) // run):
+        first = part * run
+        _decode_run(packed, absmax, levels, out, block_size, first, min(first + run, blocks))
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _decode_run(packed, absmax, levels, out, block_size, first, last):
+    for block in range(first, last):
+        start = block * block_size
+        for place in range(start, start + block_size, 2 * lookup16.LANES):
+            lookup16.decode_sixteen_bytes(packed, place // 2, levels, absmax[block], out, place)

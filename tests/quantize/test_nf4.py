@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from labkit.core.codebook import BOOKS, NestedAbsmax
 from labkit.core.errors import NonFiniteError, SchemeError, ShapeError
-from labkit.quantize import nf4
+from labkit.quantize import lookup16, nf4
 from labkit.quantize.dynamic_map import dynamic_map, nearest_level, quantize_absmax
 
 KINDS = ["gauss", "heavy", "zeros", "constant", "half zero", "huge", "tiny", "subnormal", "ties"]
@@ -209,3 +209,12 @@ def test_refusals():
         nf4.quantize(torch.ones(4), block_size=100)
     with pytest.raises(SchemeError, match="without double quantization"):
         nf4.quantize(torch.full((256, 64), 3e38), double_quantization=True)
+
+
+@pytest.mark.skipif(not lookup16.AVAILABLE, reason="the processor has no AVX-512")
+@pytest.mark.parametrize("shape", [(5, 64), (33, 50), (600, 513)])
+def test_sixteen_look_ups_at_once_equal_one_by_one(shape, monkeypatch):
+    tensor = nf4.quantize(weights("heavy", shape), quant_type="nf4")
+    wide = nf4.dequantize(tensor)
+    monkeypatch.setattr(lookup16, "AVAILABLE", False)
+    assert torch.equal(wide, nf4.dequantize(tensor))
