@@ -154,9 +154,10 @@ def solve(
         rounded = block[:, : stop - start].contiguous()
         factor = repair.factor(start, stop)
         errors = round_columns(rounded, factor, grid, start, codes[:, start:stop])
-        repair.pass_on(start, rounded, errors)
+        change = w[:, start:stop] - rounded
+        repair.pass_on(start, change, errors)
         damage += float(torch.linalg.vector_norm(errors)) ** 2
-        distance += float(torch.dist(rounded, w[:, start:stop])) ** 2
+        distance += float(torch.linalg.vector_norm(change)) ** 2
     # Σ err² is tr(D (H + added I) Dᵀ): take off what damping added.
     loss = max(0.0, damage - added * distance)
 

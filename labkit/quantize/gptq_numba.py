@@ -15,7 +15,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-ROWS = 32
+ROWS = 64
 STEP = 8
 _ROUND = np.float32(1.5 * 2**23)
 _FAR = np.float32(2**20)

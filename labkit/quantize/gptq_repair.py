@@ -38,10 +38,11 @@ class Repair(Protocol):
 
     @classmethod
     def start(cls, weight: torch.Tensor, hessian: torch.Tensor) -> Self | None:
-        """Factor ``hessian`` (float32 [in, in]; may be overwritten); None if it has no factor.
+        """Factor ``hessian`` (float32 [in, in]); None if it has no factor.
 
         It has none where it is not positive definite, or too close to it for float32. ``weight``
-        ([out, in]) is not changed.
+        ([out, in]) is not changed, and neither is ``hessian`` below the diagonal; the diagonal and
+        what is above may be overwritten.
         """
 
     def corrected(self, start: int, stop: int) -> torch.Tensor:
@@ -50,10 +51,10 @@ class Repair(Protocol):
     def factor(self, start: int, stop: int) -> torch.Tensor:
         """Return the diagonal block of U, [stop - start, stop - start]."""
 
-    def pass_on(self, start: int, rounded: torch.Tensor, errors: torch.Tensor) -> None:
+    def pass_on(self, start: int, change: torch.Tensor, errors: torch.Tensor) -> None:
         """Tell the columns behind the block that began at ``start`` how it was rounded.
 
-        ``rounded`` is what its codes stand for, ``errors`` its err_j, both [out, block].
+        ``change`` is w - q, with w as it was in the beginning; ``errors`` is err_j: [out, block].
         """
 
 
@@ -83,7 +84,7 @@ class ByInverse:
         """A block of U; see `Repair`."""
         return self._upper[start:stop, start:stop]
 
-    def pass_on(self, start: int, rounded: torch.Tensor, errors: torch.Tensor) -> None:
+    def pass_on(self, start: int, change: torch.Tensor, errors: torch.Tensor) -> None:
         """Move all later columns; see `Repair`."""
         stop = start + errors.shape[1]
         self._weight[:, stop:].addmm_(errors, self._upper[start:stop, stop:], alpha=-1)
@@ -95,7 +96,7 @@ class BySubstitution:
     def __init__(self, weight: torch.Tensor, root: torch.Tensor) -> None:
         self._weight = weight
         self._root = root
-        self._sums = torch.zeros_like(weight)
+        self._sums = torch.empty_like(weight)
         self._inverted: tuple[tuple[int, int], torch.Tensor] | None = None
 
     @classmethod
@@ -106,6 +107,8 @@ class BySubstitution:
 
     def corrected(self, start: int, stop: int) -> torch.Tensor:
         """The original columns, and what cancels their sums; see `Repair`."""
+        if start == 0:
+            return self._weight[:, :stop].clone()
         return torch.addmm(
             self._weight[:, start:stop], self._sums[:, start:stop], self.factor(start, stop)
         )
@@ -118,11 +121,14 @@ class BySubstitution:
             self._inverted = (start, stop), inverse
         return self._inverted[1]
 
-    def pass_on(self, start: int, rounded: torch.Tensor, errors: torch.Tensor) -> None:
+    def pass_on(self, start: int, change: torch.Tensor, errors: torch.Tensor) -> None:
         """Add to the sums of all later columns; see `Repair`."""
         stop = start + errors.shape[1]
-        change = self._weight[:, start:stop] - rounded
-        self._sums[:, stop:].addmm_(change, self._root[start:stop, stop:])
+        later = self._sums[:, stop:]
+        # The first block writes the sums, which saves setting them to zero.
+        torch.addmm(
+            later, change, self._root[start:stop, stop:], beta=0 if start == 0 else 1, out=later
+        )
 
 
 def damped(
@@ -130,19 +136,21 @@ def damped(
 ) -> tuple[Repair, float, float]:
     """Start ``kind`` with H + damp · mean(diag(H)) · I; where that has no factor, double damp.
 
+    ``hessian`` is overwritten.
+
     Returns:
         The repair, the damp that was used (at most 1) and what was added to the diagonal.
 
     Raises:
         CalibrationError: not even a damp of 1 is enough.
     """
-    mean = hessian.diagonal().mean()
+    diagonal = hessian.diagonal().clone()
+    mean = diagonal.mean()
     used = damp
     while True:
         added = used * mean
-        shifted = hessian.clone()
-        shifted.diagonal().add_(added)
-        repair = kind.start(weight, shifted)
+        hessian.diagonal().copy_(diagonal + added)
+        repair = kind.start(weight, hessian)
         if repair is not None:
             return repair, used, float(added)
         if used >= _LARGEST:
@@ -152,13 +160,15 @@ def damped(
                 remedy="H is a sum of x xᵀ: is it symmetric, with a diagonal that is not negative?",
             )
         used = min(max(used * _GROWTH, _FIRST), _LARGEST)
+        # The failed attempt may have overwritten what is above the diagonal, and nothing below.
+        hessian.copy_(hessian.tril(-1) + hessian.tril(-1).T)
 
 
 def _upper_root(matrix: torch.Tensor) -> torch.Tensor | None:
     """The upper triangular R with ``matrix`` = R Rᵀ, written over it; None if there is none.
 
     Cholesky's factorisation from the last column to the first, block by block, so that almost all
-    of the arithmetic is in matrix products. Below the diagonal blocks nothing is changed.
+    of the arithmetic is in matrix products. Below the diagonal nothing is changed.
     """
     size = matrix.shape[0]
     for stop in range(size, 0, -_BLOCK):
@@ -168,7 +178,7 @@ def _upper_root(matrix: torch.Tensor) -> torch.Tensor | None:
         if int(failed) or not _finite(flipped):
             return None
         corner = flipped.flip(0, 1)
-        matrix[start:stop, start:stop] = corner
+        matrix[start:stop, start:stop].tril_(-1).add_(corner)
         above = matrix[:start, start:stop]
         above.copy_(above @ _inverse(corner).T)
         for right in range(start, 0, -_BLOCK):

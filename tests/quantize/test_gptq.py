@@ -188,6 +188,21 @@ def test_damp_is_raised_until_h_can_be_factored_and_reported():
     assert odd.damp == 0.64 and "from 0.01 to 0.64" in odd.note
 
 
+@pytest.mark.parametrize("route", ["substitution", "inverse"])
+def test_attempts_that_failed_leave_no_trace(route):
+    """The factor is written over H: after a failure the next attempt must see H as it was."""
+    weight, columns = torch.randn(6, 600, generator=torch.Generator().manual_seed(1)), 600
+    matrix = 2.0 * torch.eye(columns)
+    matrix[0, 0] = -0.5  # the last entry that the factorisation from behind reaches
+    matrix[1, 300] = matrix[300, 1] = 0.25
+    stats = InputStats.from_hessian(matrix, columns)
+    tried = gptq.solve(weight, stats, INT4, damp=0.01, route=route)
+    assert tried.damp > 0.2
+    at_once = gptq.solve(weight, stats, INT4, damp=tried.damp, route=route)
+    assert torch.equal(tried.quantized.codes, at_once.quantized.codes)
+    assert tried.loss == at_once.loss
+
+
 def test_no_damp_helps_a_matrix_that_is_no_hessian():
     stats = InputStats.from_hessian(-torch.eye(96), 96)
     with pytest.raises(CalibrationError, match="not even with damp 1"):
