@@ -29,7 +29,7 @@ def quantizers(
     only: Annotated[
         list[str] | None, typer.Option(help=f"One of {', '.join(SOURCES)}; may be repeated.")
     ] = None,
-    quick: Annotated[bool, typer.Option(help="Small problems, two rounds: a minute.")] = False,
+    quick: Annotated[bool, typer.Option(help="Small problems, one or two rounds: under a minute.")] = False,
     rounds: Annotated[int, typer.Option(help="How often each side is timed, in turns.")] = 5,
     threads: Annotated[int, typer.Option(help="For both sides.")] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,

@@ -47,7 +47,7 @@ def rows(effort: Effort) -> Iterator[BenchRow]:
             kept[:] = [found["0.weight"]]
             return results["seconds"][-1]
 
-        seconds, peer_seconds = alternate(ours, theirs, effort.rounds)
+        seconds, peer_seconds = alternate(ours, theirs, effort.process_rounds)
         yield BenchRow(
             what=f"GPTQ, {size} × {size}, int4 group {GROUP}",
             peer=label,
@@ -55,7 +55,7 @@ def rows(effort: Effort) -> Iterator[BenchRow]:
             peer_seconds=peer_seconds,
             error=relative_error(weight, solution[0].quantized.dequantize(), hessian),
             peer_error=relative_error(weight, rounded[0], hessian),
-            rounds=effort.rounds,
+            rounds=effort.process_rounds,
         )
 
 

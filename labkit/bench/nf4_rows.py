@@ -83,7 +83,7 @@ def _hqq_row(weight: torch.Tensor, effort: Effort) -> BenchRow:
         last.update(parts)
         return results["seconds"][0]
 
-    rounds = min(effort.rounds, 2)
+    rounds = min(effort.process_rounds, 2)
     seconds, peer_seconds = alternate(
         lambda: hqq.quantize(weight, 4, 64, scale_dtype=torch.float32), theirs, rounds
     )
