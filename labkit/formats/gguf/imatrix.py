@@ -24,7 +24,9 @@ from labkit.formats.gguf.values import Kind, Value, array, string, u32
 from labkit.formats.gguf.writer import Declared, GgufWriter
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
-_OLD = "The older .dat files are not read: write one as GGUF with llama-imatrix --output-format gguf."
+_OLD = (
+    "The older .dat files are not read: write one as GGUF with llama-imatrix --output-format gguf."
+)
 
 
 @dataclass(frozen=True)

@@ -209,9 +209,7 @@ def choose_types(
     return {name: chosen[name] for name in shapes}
 
 
-def _wanted(
-    mix: str, base: str, role: str, place: _Place, model: ModelFacts, columns: int
-) -> str:
+def _wanted(mix: str, base: str, role: str, place: _Place, model: ModelFacts, columns: int) -> str:
     if role == "output":
         if mix == "MXFP4_MOE" or base == "Q8_0" or columns % BLOCK_TYPES[base].weights:
             return "Q8_0"
