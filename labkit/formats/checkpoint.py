@@ -162,7 +162,7 @@ def write_folder(
             write_bytes(aside / Path(name).name, content)
         for name, settings in (extra or {}).items():
             write_json(aside / name, settings)
-        _write_shards(aside, _all_tensors(checkpoint, packed), shard_bytes)
+        write_shards(aside, _all_tensors(checkpoint, packed), shard_bytes)
         config = dict(checkpoint.config) | {QUANTIZATION: dict(quantization)}
         write_json(aside / "config.json", config)
 
@@ -175,9 +175,17 @@ def _all_tensors(
     yield from packed
 
 
-def _write_shards(
-    folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], shard_bytes: int
+def write_shards(
+    folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], shard_bytes: int = SHARD_BYTES
 ) -> None:
+    """Write tensors, taken one after another, as model.safetensors or as shards with an index.
+
+    No more than `shard_bytes`, or one tensor, is in memory. The folder is one that is still aside.
+
+    Raises:
+        FormatError: a tensor of one name comes twice.
+        StorageError: the disk is full.
+    """
     places: dict[str, int] = {}
     shard: dict[str, torch.Tensor] = {}
     shards, held, total = 0, 0, 0
