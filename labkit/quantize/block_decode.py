@@ -1,7 +1,8 @@
 """From blocks of 32 back to weights: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL and MXFP4, to read.
 
 A weight is its code times the scale of its block; Q4_1 and Q5_1 add the smallest weight of the
-block, IQ4_NL and MXFP4 look the code up first. All float32, as in dequantize_row_* of ggml-quants.c.
+block, IQ4_NL and MXFP4 look the code up first. All is float32, as in dequantize_row_* of
+ggml-quants.c (llama.cpp of llama-cpp-python 0.3.36).
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ def decode_q4_1(blocks: np.ndarray) -> np.ndarray:
 
 
 def decode_q5_0(blocks: np.ndarray) -> np.ndarray:
-    """Bytes of a block: 0..1 d, 2..5 fifth bits, 6..21 low bits; codes are 16 more than they mean."""
+    """Bytes of a block: 0..1 d, 2..5 fifth bits, 6..21 low bits.
+
+    Codes are 16 more than they mean.
+    """
     rows = blocks.reshape(-1, 22)
     codes = split_nibbles(rows[:, 6:22]) | (split_bits(rows[:, 2:6]) << 4)
     codes = codes.astype(np.float32) - np.float32(16)

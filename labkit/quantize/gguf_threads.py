@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numba
 
 # Waking a second thread costs more than so few weights, and far more where cores are busy.
 _SMALL = 2**16
+_RUNS = 4
 
 
 def run(
@@ -41,3 +43,21 @@ def at_most(threads: int):
         yield
     finally:
         numba.set_num_threads(before)
+
+
+def share(part: Callable[[int, int], None], blocks: int, weights: int, threads: int) -> None:
+    """Call ``part(first, last)`` for runs that make up 0 … blocks, on at most ``threads`` threads.
+
+    ``part`` must let go of the interpreter's lock (``nogil=True``). There are more runs than
+    threads, so that one thread on a busy core does not keep all waiting.
+
+    Args:
+        weights: of a block.
+    """
+    if threads <= 1 or blocks * weights < _SMALL:
+        part(0, blocks)
+        return
+    step = max(1, -(-blocks // (_RUNS * threads)))
+    firsts = range(0, blocks, step)
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda first: part(first, min(first + step, blocks)), firsts))

@@ -1,0 +1,143 @@
+"""The decoders of `labkit.quantize.block_decode`, compiled: the same bits.
+
+The compiler makes vector instructions of the loop over the bytes of a block, but only where its
+length is not a constant (`range(qs.size)`): a constant one is unrolled, and stays scalar.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from labkit.quantize.block_decode import FP4_LEVELS, IQ4_LEVELS, half_power
+from labkit.quantize.gguf_threads import share
+from labkit.quantize.gguf_types import BLOCK_TYPES
+from labkit.quantize.half_numba import from_half
+
+_POWERS = half_power(np.arange(256, dtype=np.uint8))
+
+
+@numba.njit(cache=True, error_model="numpy", nogil=True)
+def _q4_0(blocks, out):
+    for i in range(blocks.shape[0]):
+        block, low, high = blocks[i], out[i, 0:16], out[i, 16:32]
+        d = from_half(block[0], block[1])
+        qs = block[2:18]
+        for j in range(qs.size):
+            byte = np.int32(qs[j])
+            low[j] = np.float32(np.int32((byte & 15) - 8)) * d
+            high[j] = np.float32(np.int32((byte >> 4) - 8)) * d
+
+
+@numba.njit(cache=True, error_model="numpy", nogil=True)
+def _q4_1(blocks, out):
+    for i in range(blocks.shape[0]):
+        block, low, high = blocks[i], out[i, 0:16], out[i, 16:32]
+        d = from_half(block[0], block[1])
+        m = from_half(block[2], block[3])
+        qs = block[4:20]
+        for j in range(qs.size):
+            byte = np.int32(qs[j])
+            low[j] = np.float32(np.int32(byte & 15)) * d + m
+            high[j] = np.float32(np.int32(byte >> 4)) * d + m
+
+
+@numba.njit(inline="always", error_model="numpy")
+def _fifth_bits(block, first):
+    """The 32 bits of bytes ``first`` to ``first + 3``, as an int32."""
+    low = np.int32(block[first]) | (np.int32(block[first + 1]) << 8)
+    high = np.int32(block[first + 2]) | (np.int32(block[first + 3]) << 8)
+    return np.int32(low | (high << 16))
+
+
+@numba.njit(cache=True, error_model="numpy", nogil=True)
+def _q5_0(blocks, out):
+    for i in range(blocks.shape[0]):
+        block, values = blocks[i], out[i]
+        d = from_half(block[0], block[1])
+        fifth = _fifth_bits(block, 2)
+        for j in range(16):
+            byte = np.int32(block[6 + j])
+            low = np.int32((byte & 15) | (((fifth >> np.int32(j)) & 1) << 4))
+            high = np.int32((byte >> 4) | (((fifth >> np.int32(j + 16)) & 1) << 4))
+            values[j] = np.float32(np.int32(low - 16)) * d
+            values[j + 16] = np.float32(np.int32(high - 16)) * d
+
+
+@numba.njit(cache=True, error_model="numpy", nogil=True)
+def _q5_1(blocks, out):
+    for i in range(blocks.shape[0]):
+        block, values = blocks[i], out[i]
+        d = from_half(block[0], block[1])
+        m = from_half(block[2], block[3])
+        fifth = _fifth_bits(block, 4)
+        for j in range(16):
+            byte = np.int32(block[8 + j])
+            low = np.int32((byte & 15) | (((fifth >> np.int32(j)) & 1) << 4))
+            high = np.int32((byte >> 4) | (((fifth >> np.int32(j + 16)) & 1) << 4))
+            values[j] = np.float32(low) * d + m
+            values[j + 16] = np.float32(high) * d + m
+
+
+@numba.njit(cache=True, error_model="numpy", nogil=True)
+def _q8_0(blocks, out):
+    for i in range(blocks.shape[0]):
+        block, values = blocks[i], out[i]
+        d = from_half(block[0], block[1])
+        qs = block[2:34]
+        for j in range(qs.size):
+            values[j] = np.float32(np.int32(np.int8(qs[j]))) * d
+
+
+@numba.njit(cache=True, error_model="numpy", nogil=True)
+def _iq4_nl(blocks, out):
+    for i in range(blocks.shape[0]):
+        block, values = blocks[i], out[i]
+        d = from_half(block[0], block[1])
+        for j in range(16):
+            byte = block[2 + j]
+            values[j] = d * IQ4_LEVELS[byte & 15]
+            values[j + 16] = d * IQ4_LEVELS[byte >> 4]
+
+
+@numba.njit(cache=True, error_model="numpy", nogil=True)
+def _mxfp4(blocks, out):
+    for i in range(blocks.shape[0]):
+        block, values = blocks[i], out[i]
+        d = _POWERS[block[0]]
+        for j in range(16):
+            byte = block[1 + j]
+            values[j] = FP4_LEVELS[byte & 15] * d
+            values[j + 16] = FP4_LEVELS[byte >> 4] * d
+
+
+def shared_decoder(loop, type_name: str):
+    """f(blocks uint8 [rows, row bytes], out float32 [rows, columns], threads), from a loop.
+
+    ``loop`` takes blocks [n, bytes of a block] and writes their weights [n, weights of a block].
+    """
+    kind = BLOCK_TYPES[type_name]
+
+    def decode(blocks: np.ndarray, out: np.ndarray, threads: int) -> None:
+        table, values = blocks.reshape(-1, kind.nbytes), out.reshape(-1, kind.weights)
+
+        def part(first: int, last: int) -> None:
+            loop(table[first:last], values[first:last])
+
+        share(part, len(table), kind.weights, threads)
+
+    return decode
+
+
+DECODE = {
+    name: shared_decoder(loop, name)
+    for name, loop in {
+        "Q4_0": _q4_0,
+        "Q4_1": _q4_1,
+        "Q5_0": _q5_0,
+        "Q5_1": _q5_1,
+        "Q8_0": _q8_0,
+        "IQ4_NL": _iq4_nl,
+        "MXFP4": _mxfp4,
+    }.items()
+}
