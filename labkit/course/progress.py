@@ -23,7 +23,7 @@ from typing import Literal, NamedTuple, TypeVar
 
 import platformdirs
 
-from labkit.course.file_lock import exclusive
+from labkit.core.file_lock import exclusive
 
 Kind = Literal["failed", "passed", "hint", "reveal"]
 Result = TypeVar("Result")

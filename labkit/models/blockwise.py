@@ -55,7 +55,7 @@ def quantize_blockwise(
         CalibrationError: no calibration for a method that needs it, or ids beyond the vocabulary.
         ModelError: an architecture that labkit does not walk, or a folder that contradicts itself.
         FormatError, StorageError: files that cannot be read, or written.
-        ResumeError: the work folder belongs to a run with other settings.
+        ResumeError: the work folder belongs to a run with other settings, or to one at work.
         NonFiniteError, GroupSizeError, ...: what the method raises, with the layer's name.
     """
     opened = open_source(source)
@@ -67,11 +67,11 @@ def quantize_blockwise(
         )
     ids = checked_ids(opened, method, calibration)
     walk = _Walk(opened, method, keep, progress)
-    folder = None
-    if work is not None:
-        asked = asked_for(opened, method, ids, batch_size, keep)
-        folder = WorkFolder(Path(work), asked)
-    return walk.run(ids, batch_size, folder)
+    if work is None:
+        return walk.run(ids, batch_size, None)
+    folder = WorkFolder(Path(work), asked_for(opened, method, ids, batch_size, keep))
+    with folder.claimed():
+        return walk.run(ids, batch_size, folder)
 
 
 class _Walk:

@@ -1,6 +1,7 @@
 """The folder in which a run leaves what it has finished, so that a killed one goes on from there.
 
-    run.json                    what was asked for; another run must not go on in this folder
+    run.json                    what was asked for; another run must not go on in this folder;
+                                locked by the process that works here
     block-00000.safetensors     what block 0 became
     inputs-00001.safetensors    what enters block 1
 
@@ -10,12 +11,15 @@ it. So whenever the run ends, blocks 0 to k-1 and the inputs of block k are ther
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from labkit.core.errors import FormatError, ResumeError
+from labkit.core.file_lock import exclusive
 from labkit.formats.reading import open_tensors, read_json
 from labkit.formats.writing import save_tensors, write_json
 from labkit.models.storage import FinishedBlock, read_block, write_block
@@ -42,8 +46,26 @@ class WorkFolder:
             _require_empty(path)
             path.mkdir(parents=True, exist_ok=True)
             write_json(record, asked)
-        for leftover in path.glob(".*.partial"):  # of a run that was killed while it wrote
-            leftover.unlink()
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep every other run out, and remove what a killed one left half written.
+
+        Raises:
+            ResumeError: another process is at work in this folder.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(exclusive(self.path / "run.json", wait=False))
+            except BlockingIOError as error:
+                raise ResumeError(
+                    "another process is at work here",
+                    where=str(self.path),
+                    remedy="Wait until it has ended, or name another work folder.",
+                ) from error
+            for leftover in self.path.glob(".*.partial"):
+                leftover.unlink()
+            yield
 
     def finished(self) -> int:
         """How many blocks are finished."""

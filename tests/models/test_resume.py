@@ -159,6 +159,19 @@ def test_a_folder_with_other_things_is_not_written_into(folder: Path, tmp_path: 
     assert [path.name for path in work.iterdir()] == ["thesis.tex"]
 
 
+def test_two_runs_do_not_share_a_folder(folder: Path, tmp_path: Path) -> None:
+    work, seen = tmp_path / "work", []
+
+    def second(name: str, done: int, total: int) -> None:
+        with pytest.raises(ResumeError, match="another process is at work here"):
+            quantize_blockwise(folder, METHOD, IDS, work=work)
+        seen.append(name)
+
+    whole = quantize_blockwise(folder, METHOD, IDS, work=work, progress=second)
+    assert len(seen) == len(whole.layers)
+    assert same(quantize_blockwise(folder, METHOD, IDS, work=work), whole)  # freed at the end
+
+
 def test_a_full_disk_leaves_no_half_file_and_the_run_goes_on(folder: Path, tmp_path: Path) -> None:
     """No file may grow beyond 20 kB: the kernel refuses the write, as on a full disk."""
     whole = quantize_blockwise(folder, METHOD, IDS, work=tmp_path / "whole")
