@@ -75,8 +75,9 @@ def nearest_level(x: np.ndarray) -> np.ndarray:
 def _search_scale(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """The scale of each block, float32 [..., blocks]; 16 candidates.
 
-    A candidate sends the largest number of the block to a place near the codebook's first level,
-    rounds with that, and then takes the scale that fits those levels q best, sum(w q x) / sum(w q²).
+    A candidate sends the largest number of the block to a place near the first level of the
+    codebook, rounds with that, and then takes the scale that fits those levels q best,
+    sum(w q x) / sum(w q²).
     """
     largest, magnitude = largest_of(x)
     first = np.float32(1) / (-largest / LEVELS[0])

@@ -6,7 +6,7 @@ one float16, d, is shared by all. So the scales cost 0.4 to 0.6 bits a weight in
 
 Byte for byte what quantize_row_q3_K_ref, quantize_row_q3_K_impl, quantize_row_q6_K_ref and
 quantize_row_q6_K_impl of ggml write (llama.cpp of llama-cpp-python 0.3.36). Sums of float32 depend
-on their order, hence the loops over positions: each adds one term to the sums of all blocks at once.
+on their order, hence the loop over positions: each adds a term to the sums of all blocks at once.
 """
 
 from __future__ import annotations

@@ -1,0 +1,59 @@
+"""The last step of Q3_K and Q6_K: codes for the scales as they are stored, and their bytes."""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from labkit.quantize.symmetric_search_numba import nearest_int
+
+
+@numba.njit(error_model="numpy", boundscheck=False)
+def round_again(block, j, lane, blocks, step, q, levels, codes):
+    """Codes + levels of sub-block ``j``; where ``step`` is 0, those of the search, q[:, lane]."""
+    if step == np.float32(0):
+        for i in range(16):
+            codes[16 * j + i] = np.uint8(np.int32(q[i, lane]) + levels)
+        return
+    for i in range(16):
+        code = nearest_int(blocks[block, 16 * j + i] / step)
+        codes[16 * j + i] = np.uint8(min(max(code, -levels), levels - np.int32(1)) + levels)
+
+
+@numba.njit(error_model="numpy", boundscheck=False)
+def pack_q6_k(block, codes, out):
+    """Low 4 bits to bytes 0..127, high 2 bits to 128..191; sub-scales and d are there already."""
+    for half in range(2):
+        q, ql, qh = 128 * half, 64 * half, 128 + 32 * half
+        for i in range(32):
+            c0, c1, c2, c3 = codes[q + i], codes[q + 32 + i], codes[q + 64 + i], codes[q + 96 + i]
+            out[block, ql + i] = np.uint8((c0 & 15) | (c2 << 4))
+            out[block, ql + 32 + i] = np.uint8((c1 & 15) | (c3 << 4))
+            out[block, qh + i] = np.uint8(
+                (c0 >> 4) | ((c1 >> 4) << 2) | ((c2 >> 4) << 4) | ((c3 >> 4) << 6)
+            )
+
+
+@numba.njit(error_model="numpy", boundscheck=False)
+def pack_q3_k(block, lane, codes, stored, out):
+    """Third bits to bytes 0..31, low 2 bits to 32..95, sub-scales, stored[:, lane], to 96..107."""
+    for i in range(32):
+        third = np.uint8(0)
+        for b in range(8):
+            third |= np.uint8((codes[32 * b + i] >> 2) << b)
+        out[block, i] = third
+    for half in range(2):
+        q = 128 * half
+        for i in range(32):
+            c0, c1, c2, c3 = codes[q + i], codes[q + 32 + i], codes[q + 64 + i], codes[q + 96 + i]
+            out[block, 32 + 32 * half + i] = np.uint8(
+                (c0 & 3) | ((c1 & 3) << 2) | ((c2 & 3) << 4) | ((c3 & 3) << 6)
+            )
+    out[block, 104:108] = 0
+    for j in range(8):
+        low = np.int32(stored[j, lane]) + np.int32(32)
+        high = np.int32(stored[j + 8, lane]) + np.int32(32)
+        out[block, 96 + j] = np.uint8((low & 15) | ((high & 15) << 4))
+        # Byte 104 + j % 4 holds the high 2 bits of sub-scales j, j + 4, j + 8, j + 12.
+        shift = np.int32(j // 4 * 2)
+        out[block, 104 + j % 4] |= np.uint8(((low >> 4) << shift) | ((high >> 4) << (shift + 4)))
