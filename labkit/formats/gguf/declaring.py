@@ -11,6 +11,7 @@ from labkit.core.errors import FormatError
 from labkit.formats.gguf.layout import (
     MAGIC,
     MAX_DIMENSIONS,
+    MAX_KEY,
     MAX_NAME,
     VERSION,
     TensorInfo,
@@ -47,7 +48,13 @@ def lay_out(
             the rows.
     """
     head = [MAGIC, struct.pack("<IQQ", VERSION, len(tensors), len(metadata))]
-    head += [encode(key, value) for key, value in metadata.items()]
+    for key, value in metadata.items():
+        if not 0 < len(key.encode()) <= MAX_KEY or "\0" in key:
+            raise FormatError(
+                f"the metadata key {key[:80]!r}",
+                remedy=f"GGUF holds keys of 1 to {MAX_KEY} bytes, none of them 0.",
+            )
+        head.append(encode(key, value))
     sizes = [_nbytes(declared) for declared in tensors]
     offset = 0
     for declared, nbytes in zip(tensors, sizes, strict=True):
@@ -78,10 +85,10 @@ def _nbytes(declared: Declared) -> int:
 
 def _entry(declared: Declared, offset: int) -> bytes:
     name = encode_string(declared.name)
-    if len(name) - 8 > MAX_NAME:
+    if len(name) - 8 > MAX_NAME or b"\0" in name[8:]:
         raise FormatError(
             f"tensor {declared.name!r}: a name of {len(name) - 8} bytes",
-            remedy=f"llama.cpp reads names of at most {MAX_NAME} bytes.",
+            remedy=f"llama.cpp reads names of at most {MAX_NAME} bytes, none of them 0.",
         )
     shape = declared.shape[::-1]
     number = BLOCK_TYPES[declared.type_name].number

@@ -76,8 +76,10 @@ def _fields(cursor: Cursor, count: int) -> dict[str, Value]:
     for _ in range(count):
         at = cursor.position
         key = cursor.string("a metadata key", MAX_KEY)
-        if not key or key in fields:
-            raise cursor.refused(f"the metadata key {key[:80]!r} is empty or there twice", at)
+        if not key or key in fields or "\0" in key:
+            raise cursor.refused(
+                f"the metadata key {key[:80]!r} is empty, there twice, or holds a zero byte", at
+            )
         fields[key] = cursor.value(key)
     return fields
 
@@ -86,6 +88,8 @@ def _tensor(cursor: Cursor) -> tuple[int, TensorInfo]:
     """One entry of the table, its offset as it stands there, and where the entry begins."""
     at = cursor.position
     name = cursor.string("a tensor's name", MAX_NAME)
+    if "\0" in name:  # where a name of C ends: two such names would be one to llama.cpp
+        raise cursor.refused(f"the tensor's name {name!r} holds a zero byte", at)
     dimensions = cursor.u32()
     if dimensions > MAX_DIMENSIONS:
         raise cursor.refused(f"tensor {name!r} has {dimensions} dimensions", at)

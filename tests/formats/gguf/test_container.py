@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import tracemalloc
-from pathlib import Path
 
 import gguf as peer
-import llama_cpp
 import numpy as np
 import pytest
 import torch
@@ -15,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from formats.gguf.files import METADATA, TENSORS, blocks, weights, write_example
+from formats.gguf.ggml import ggml, ggml_reads
 from labkit.core.errors import FormatError, GroupSizeError, SchemeError, ShapeError
 from labkit.formats.gguf.layout import TYPES
 from labkit.formats.gguf.reader import GgufFile
@@ -52,23 +50,17 @@ def test_the_gguf_package_reads_ours(tmp_path):
 
 
 def test_ggml_reads_ours(tmp_path):
-    library = _ggml()
     path = write_example(tmp_path / "a.gguf")
-    context = library.gguf_init_from_file(str(path).encode(), _InitParams(True, None))
-    assert context
-    assert library.gguf_get_n_kv(context) == len(METADATA)
-    assert library.gguf_get_n_tensors(context) == len(TENSORS)
-    begin = library.gguf_get_data_offset(context)
     with GgufFile(path) as file:
-        for i, info in enumerate(file.tensors.values()):
-            assert library.gguf_get_tensor_name(context, i).decode() == info.name
-            assert begin + library.gguf_get_tensor_offset(context, i) == info.offset
-            assert library.gguf_get_tensor_size(context, i) == info.nbytes
-    library.gguf_free(context)
+        seen = ggml_reads(path)
+        assert seen == (
+            len(METADATA),
+            {i.name: (i.offset, i.nbytes) for i in file.tensors.values()},
+        )
 
 
 def test_block_sizes_are_ggmls():
-    library = _ggml()
+    library = ggml()
     for number, (name, count, nbytes) in TYPES.items():
         assert library.ggml_type_name(number).decode().lower() == name.lower()
         assert library.ggml_blck_size(number) == count
@@ -202,6 +194,7 @@ BAD_DECLARATIONS = {
     "no weights": ([Declared("x", (2, 0), "F32")], FormatError),
     "five dimensions": ([Declared("x", (1,) * 5, "F32")], FormatError),
     "a long name": ([Declared("x" * 64, (1,), "F32")], FormatError),
+    "a name with a zero byte": ([Declared("a\0b", (1,), "F32")], FormatError),
     "a name twice": ([Declared("x", (1,), "F32")] * 2, FormatError),
     "an unknown type": ([Declared("x", (32,), "Q9_9")], SchemeError),
     "a row that ends within a block": ([Declared("x", (2, 255), "Q4_K")], GroupSizeError),
@@ -237,6 +230,12 @@ def test_values_that_gguf_cannot_hold(tmp_path, case):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("key", ["", "a\0b", "k" * 65_536])
+def test_keys_that_gguf_cannot_hold(tmp_path, key):
+    with pytest.raises(FormatError, match="metadata key"):
+        GgufWriter(tmp_path / "a.gguf", {key: u32(1)}, [])
+
+
 @pytest.mark.parametrize("alignment", [u32(0), u32(48), Value(Kind.STRING, "32")])
 def test_an_alignment_that_is_none(tmp_path, alignment):
     with pytest.raises(FormatError, match="power of two"):
@@ -260,31 +259,3 @@ def test_rows_that_do_not_fit(tmp_path):
             with pytest.raises(FormatError, match="has 512 bytes, and 768 were written"):
                 writer.write("y", np.zeros((3, 64), np.float32))
     assert not list(tmp_path.iterdir())
-
-
-class _InitParams(ctypes.Structure):
-    _fields_ = (("no_alloc", ctypes.c_bool), ("context", ctypes.c_void_p))
-
-
-def _ggml() -> ctypes.CDLL:
-    """ggml's own reader, from the library beside llama-cpp-python."""
-    library = ctypes.CDLL(str(next(Path(llama_cpp.__file__).parent.rglob("libggml-base.so"))))
-    library.gguf_init_from_file.restype = ctypes.c_void_p
-    library.gguf_init_from_file.argtypes = [ctypes.c_char_p, _InitParams]
-    library.ggml_type_name.restype = ctypes.c_char_p
-    library.gguf_get_tensor_name.restype = ctypes.c_char_p
-    for name in ("gguf_get_n_kv", "gguf_get_n_tensors", "gguf_get_data_offset", "gguf_free"):
-        getattr(library, name).argtypes = [ctypes.c_void_p]
-    for name in ("gguf_get_tensor_name", "gguf_get_tensor_offset", "gguf_get_tensor_size"):
-        getattr(library, name).argtypes = [ctypes.c_void_p, ctypes.c_int64]
-    for name in (
-        "gguf_get_n_kv",
-        "gguf_get_n_tensors",
-        "gguf_get_data_offset",
-        "gguf_get_tensor_offset",
-        "gguf_get_tensor_size",
-        "ggml_blck_size",
-        "ggml_type_size",
-    ):
-        getattr(library, name).restype = ctypes.c_int64
-    return library
