@@ -12,18 +12,18 @@ import numpy as np
 
 from labkit.quantize import gguf_threads
 from labkit.quantize.half_numba import from_half, to_half
+from labkit.quantize.kquants_symmetric import TINY
 from labkit.quantize.symmetric_packing_numba import pack_q3_k, pack_q6_k, round_again
 from labkit.quantize.symmetric_search_numba import (
     LANES,
-    POSITIONS,
-    TINY,
+    TILE,
     descend,
     nearest_int,
     search_scales,
 )
 
 RUN = LANES
-_TILE = LANES // 16
+_SHARE = LANES // 16
 _SUPER = 256
 _NONE = np.zeros(0, np.float32)
 _ZERO = np.float32(0)
@@ -69,16 +69,15 @@ def _parallel_q3_k(blocks, importance, out):
 @numba.njit(error_model="numpy", boundscheck=False)
 def _run_q6_k(first, blocks, importance, out):
     """Encode super-blocks first … first + RUN, or as many as there are."""
-    x = np.zeros((POSITIONS, LANES), np.float32)
-    w = np.empty((POSITIONS, LANES), np.float32)
-    wx = np.empty((POSITIONS, LANES), np.float32)
-    q = np.empty((POSITIONS, LANES), np.float32)
+    x, w = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
+    wx = np.empty(TILE, np.float32)
+    q = np.empty(TILE, np.float32)
     lanes = np.empty((7, LANES), np.float32)
     scale = np.empty(LANES, np.float32)
-    codes = np.empty(_SUPER, np.uint8)
+    steps, codes = np.empty(_SUPER, np.float32), np.empty(_SUPER, np.uint8)
     stop = min(first + RUN, blocks.shape[0])
-    for start in range(first, stop, _TILE):
-        here = min(_TILE, stop - start)
+    for start in range(first, stop, _SHARE):
+        here = min(_SHARE, stop - start)
         _load(blocks, start, here, x)
         if importance.size:
             _load_importance(importance, start, here, w)
@@ -86,11 +85,11 @@ def _run_q6_k(first, blocks, importance, out):
             _square(x, w)
         search_scales(x, w, wx, q, np.float32(32), scale, lanes)
         for b in range(here):
-            _finish_q6_k(start + b, b * 16, blocks, scale, q, codes, out)
+            _finish_q6_k(start + b, b * 16, blocks, scale, q, steps, codes, out)
 
 
 @numba.njit(error_model="numpy", boundscheck=False)
-def _finish_q6_k(block, lane, blocks, scale, q, codes, out):
+def _finish_q6_k(block, lane, blocks, scale, q, steps, codes, out):
     """The bytes of one super-block, whose sub-blocks are the 16 lanes from ``lane`` on."""
     largest, magnitude = _ZERO, _ZERO
     for j in range(lane, lane + 16):
@@ -105,29 +104,27 @@ def _finish_q6_k(block, lane, blocks, scale, q, codes, out):
         # int8 as in ggml: where a scale is infinite, 2^22 falls off.
         stored = np.int8(min(nearest_int(inverse * scale[lane + j]), np.int32(127)))
         out[block, 192 + j] = np.uint8(stored)
-        step = d * np.float32(stored)
-        round_again(block, j, lane + j, blocks, step, q, np.int32(32), codes)
+        steps[16 * j : 16 * j + 16] = d * np.float32(stored)
+    round_again(block, lane, blocks, steps, q, np.int32(32), codes)
     pack_q6_k(block, codes, out)
 
 
 @numba.njit(error_model="numpy", boundscheck=False)
 def _run_q3_k(first, blocks, importance, out):
     """Encode super-blocks first … first + RUN, or as many as there are."""
-    x = np.zeros((POSITIONS, LANES), np.float32)
-    w = np.empty((POSITIONS, LANES), np.float32)
-    wx = np.empty((POSITIONS, LANES), np.float32)
-    q = np.empty((RUN // _TILE, POSITIONS, LANES), np.float32)
+    x, w = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
+    wx = np.empty(TILE, np.float32)
+    q = np.empty((RUN // _SHARE, TILE), np.float32)
     lanes = np.empty((7, LANES), np.float32)
     scale = np.empty(LANES, np.float32)
     # For the sub-scales' own search: a lane is a super-block, a position one of its 16 scales.
-    scales = np.zeros((16, RUN), np.float32)
-    weights = np.zeros((16, RUN), np.float32)
-    stored = np.empty((16, RUN), np.float32)
+    scales, weights = np.zeros(TILE, np.float32), np.zeros(TILE, np.float32)
+    stored = np.empty(TILE, np.float32)
     d = np.empty(RUN, np.float32)
     stop = min(first + RUN, blocks.shape[0])
-    for start in range(first, stop, _TILE):
-        here = min(_TILE, stop - start)
-        tile = (start - first) // _TILE
+    for start in range(first, stop, _SHARE):
+        here = min(_SHARE, stop - start)
+        tile = (start - first) // _SHARE
         _load(blocks, start, here, x)
         if importance.size:
             _load_importance(importance, start, here, w)
@@ -137,18 +134,18 @@ def _run_q3_k(first, blocks, importance, out):
         else:
             descend(x, w, wx, q[tile], np.float32(4), scale, lanes)
         for lane in range(here * 16):
-            scales[lane % 16, start - first + lane // 16] = scale[lane]
+            scales[lane % 16 * LANES + start - first + lane // 16] = scale[lane]
     if importance.size:
         search_scales(scales, weights, wx, stored, np.float32(32), d, lanes)
     else:
         _round_sub_scales(scales, d, stored)
-    codes = np.empty(_SUPER, np.uint8)
+    steps, codes = np.empty(_SUPER, np.float32), np.empty(_SUPER, np.uint8)
     for b in range(stop - first):
         half = _write_half(d[b], first + b, 108, out)
         for j in range(16):
-            step = half * stored[j, b]
-            lane = b % _TILE * 16 + j
-            round_again(first + b, j, lane, blocks, step, q[b // _TILE], np.int32(4), codes)
+            steps[16 * j : 16 * j + 16] = half * stored[j * LANES + b]
+        lane = b % _SHARE * 16
+        round_again(first + b, lane, blocks, steps, q[b // _SHARE], np.int32(4), codes)
         pack_q3_k(first + b, b, codes, stored, out)
 
 
@@ -158,26 +155,25 @@ def _round_sub_scales(scales, d, stored):
     for b in range(RUN):
         largest, magnitude = _ZERO, _ZERO
         for j in range(16):
-            if abs(scales[j, b]) > magnitude:
-                largest, magnitude = scales[j, b], abs(scales[j, b])
+            if abs(scales[j * LANES + b]) > magnitude:
+                largest, magnitude = scales[j * LANES + b], abs(scales[j * LANES + b])
         inverse = np.float32(-32) / largest
         d[b] = np.float32(1) / inverse if magnitude > _ZERO else _ZERO
         for j in range(16):
             # int8 as in ggml: where inverse is infinite, 2^22 falls off.
-            code = np.int32(np.int8(nearest_int(inverse * scales[j, b])))
+            code = np.int32(np.int8(nearest_int(inverse * scales[j * LANES + b])))
             code = min(max(code, np.int32(-32)), np.int32(31))
-            stored[j, b] = np.float32(code if magnitude > _ZERO else np.int32(-32))
+            stored[j * LANES + b] = np.float32(code if magnitude > _ZERO else np.int32(-32))
 
 
 @numba.njit(error_model="numpy", boundscheck=False)
 def _load(blocks, start, here, x):
-    """Turn ``here`` super-blocks on their side: weight 16 j + i becomes [i, lane j]."""
+    """Turn ``here`` super-blocks on their side: weight 16 j + i goes to row i, lane j."""
     for b in range(here):
         for j in range(16):
-            for i in range(POSITIONS):
-                x[i, b * 16 + j] = blocks[start + b, j * 16 + i]
-    for i in range(POSITIONS):
-        x[i, here * 16 :] = _ZERO
+            for i in range(16):
+                x[i * LANES + b * 16 + j] = blocks[start + b, j * 16 + i]
+    _clear_lanes_from(here * 16, x)
 
 
 @numba.njit(error_model="numpy", boundscheck=False)
@@ -186,43 +182,48 @@ def _load_importance(importance, start, here, w):
     for b in range(here):
         column = (start + b) * _SUPER % importance.size
         for j in range(16):
-            for i in range(POSITIONS):
-                w[i, b * 16 + j] = importance[column + j * 16 + i]
-    for i in range(POSITIONS):
-        w[i, here * 16 :] = _ZERO
+            for i in range(16):
+                w[i * LANES + b * 16 + j] = importance[column + j * 16 + i]
+    _clear_lanes_from(here * 16, w)
+
+
+@numba.njit(error_model="numpy", boundscheck=False)
+def _clear_lanes_from(lane, tile):
+    for row in range(0, TILE, LANES):
+        for r in range(lane, LANES):
+            tile[row + r] = _ZERO
 
 
 @numba.njit(error_model="numpy", boundscheck=False)
 def _square(x, w):
-    for i in range(POSITIONS):
-        for r in range(LANES):
-            w[i, r] = x[i, r] * x[i, r]
+    for i in range(TILE):
+        w[i] = x[i] * x[i]
 
 
 @numba.njit(error_model="numpy", boundscheck=False)
 def _weigh(blocks, start, here, x, w):
     """Importance times the root of x² and of twice the super-block's mean square."""
     sigma2 = np.zeros(LANES, np.float32)
-    squares = np.zeros(_TILE, np.float32)
+    squares = np.zeros(_SHARE, np.float32)
     for i in range(_SUPER):
         for b in range(here):
             squares[b] += blocks[start + b, i] * blocks[start + b, i]
     for r in range(LANES):
         sigma2[r] = np.float32(2) * squares[r // 16] / np.float32(_SUPER)
-    for i in range(POSITIONS):
+    for row in range(0, TILE, LANES):
         for r in range(LANES):
-            w[i, r] *= np.sqrt(sigma2[r] + x[i, r] * x[i, r])
+            w[row + r] *= np.sqrt(sigma2[r] + x[row + r] * x[row + r])
 
 
 @numba.njit(error_model="numpy", boundscheck=False)
 def _add_weights(w, first, here, weights):
     """The sum of each sub-block's weights, as [sub-block, super-block]."""
     sums = np.zeros(LANES, np.float32)
-    for i in range(POSITIONS):
+    for row in range(0, TILE, LANES):
         for r in range(LANES):
-            sums[r] += w[i, r]
+            sums[r] += w[row + r]
     for lane in range(here * 16):
-        weights[lane % 16, first + lane // 16] = sums[lane]
+        weights[lane % 16 * LANES + first + lane // 16] = sums[lane]
 
 
 @numba.njit(error_model="numpy", boundscheck=False)

@@ -5,19 +5,27 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from labkit.quantize.symmetric_search_numba import nearest_int
+from labkit.quantize.symmetric_search_numba import LANES, nearest_int
 
 
 @numba.njit(error_model="numpy", boundscheck=False)
-def round_again(block, j, lane, blocks, step, q, levels, codes):
-    """Codes + levels of sub-block ``j``; where ``step`` is 0, those of the search, q[:, lane]."""
-    if step == np.float32(0):
-        for i in range(16):
-            codes[16 * j + i] = np.uint8(np.int32(q[i, lane]) + levels)
-        return
-    for i in range(16):
-        code = nearest_int(blocks[block, 16 * j + i] / step)
-        codes[16 * j + i] = np.uint8(min(max(code, -levels), levels - np.int32(1)) + levels)
+def round_again(block, lane, blocks, steps, q, levels, codes):
+    """Codes + levels of a super-block for the scales as they are stored.
+
+    Args:
+        block, blocks: the super-block is blocks[block].
+        lane: of its first sub-block in the tile ``q``, the codes of the search, which stay where
+            a stored scale is 0.
+        steps: float32 [256], written out: each weight's scale.
+        codes: uint8 [256]; written.
+    """
+    for i in range(256):
+        code = nearest_int(blocks[block, i] / steps[i])
+        codes[i] = np.uint8(min(max(code, -levels), levels - np.int32(1)) + levels)
+    for j in range(16):
+        if steps[16 * j] == np.float32(0):
+            for i in range(16):
+                codes[16 * j + i] = np.uint8(np.int32(q[i * LANES + lane + j]) + levels)
 
 
 @numba.njit(error_model="numpy", boundscheck=False)
@@ -36,7 +44,7 @@ def pack_q6_k(block, codes, out):
 
 @numba.njit(error_model="numpy", boundscheck=False)
 def pack_q3_k(block, lane, codes, stored, out):
-    """Third bits to bytes 0..31, low 2 bits to 32..95, sub-scales, stored[:, lane], to 96..107."""
+    """Third bits to bytes 0..31, low 2 bits to 32..95, the lane's sub-scales to 96..107."""
     for i in range(32):
         third = np.uint8(0)
         for b in range(8):
@@ -51,8 +59,8 @@ def pack_q3_k(block, lane, codes, stored, out):
             )
     out[block, 104:108] = 0
     for j in range(8):
-        low = np.int32(stored[j, lane]) + np.int32(32)
-        high = np.int32(stored[j + 8, lane]) + np.int32(32)
+        low = np.int32(stored[j * LANES + lane]) + np.int32(32)
+        high = np.int32(stored[(j + 8) * LANES + lane]) + np.int32(32)
         out[block, 96 + j] = np.uint8((low & 15) | ((high & 15) << 4))
         # Byte 104 + j % 4 holds the high 2 bits of sub-scales j, j + 4, j + 8, j + 12.
         shift = np.int32(j // 4 * 2)

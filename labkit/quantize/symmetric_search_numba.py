@@ -1,8 +1,12 @@
 """Scales and codes of Q3_K's and Q6_K's sub-blocks, many at a time.
 
-The lanes of a vector register are independent sub-blocks: a tile is [16 positions, LANES], so each
-step of the search is one instruction for sixteen of them, and every lane adds its terms in ggml's
-order. Loops over lanes have no branches; what a lane does not want, it does not keep.
+The lanes of a vector register are independent sub-blocks: a tile is 16 rows of LANES numbers, row i
+holding position i of every lane. So each step of the search is one instruction for sixteen lanes,
+and every lane adds its terms in ggml's order. Loops over lanes have no branches; what a lane does
+not want, it does not keep.
+
+Tiles are arrays of one axis: the compiler then knows how far apart their rows are, and tests once,
+not row by row, that they do not overlap.
 """
 
 from __future__ import annotations
@@ -10,17 +14,18 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-# Sub-blocks side by side: the registers that one loop keeps busy, and a tile still fits the cache.
+from labkit.quantize.kquants_symmetric import TINY
+
+# Sub-blocks side by side; with fewer, the compiler unrolls loops over lanes instead of using lanes.
 LANES = 64
-POSITIONS = 16
-TINY = np.float32(1e-15)
+TILE = 16 * LANES
 
 _ROUND = np.float32(1.5 * 2**23)
 _FRACTION = np.int32(0x7FFFFF)
 _HALF_WAY = np.int32(0x400000)
-_LARGEST = np.float32(np.finfo(np.float32).max)
+_FINITE = np.float32(np.finfo(np.float32).max)
 _TENTH = np.float32(0.1)
-_ZERO = np.float32(0)
+_ZERO, _ONE = np.float32(0), np.float32(1)
 _PASSES = 5
 
 
@@ -29,6 +34,56 @@ def nearest_int(x):
     """As `labkit.quantize.kquants_symmetric.nearest_int`, for one number, NaN and all."""
     bits = np.float32(x + _ROUND).view(np.int32)
     return np.int32((bits & _FRACTION) - _HALF_WAY)
+
+
+@numba.njit(error_model="numpy", boundscheck=False)
+def search_scales(x, w, wx, q, levels, scale, lanes):
+    """`labkit.quantize.kquants_symmetric.search_scale` for LANES sub-blocks.
+
+    Args:
+        x, w: float32 [16 * LANES], numbers and their weights.
+        wx: float32 [16 * LANES], scratch.
+        q: float32 [16 * LANES]; written: codes from -levels to levels - 1; all -levels for a lane
+            of zeros, which is how ggml leaves it.
+        levels: float32.
+        scale: float32 [LANES]; written.
+        lanes: float32 [7, LANES], scratch.
+    """
+    largest, magnitude, best, inverse = lanes[0], lanes[1], lanes[2], lanes[3]
+    wxq, wqq, chosen = lanes[4], lanes[5], lanes[6]
+    _find_largest(x, w, wx, largest, magnitude)
+    for candidate in range(19):
+        # 0, -9 … -1, 1 … 9
+        step = (candidate - 10 if candidate < 10 else candidate - 9) if candidate else 0
+        target = -(levels + _TENTH * np.float32(step))
+        for r in range(LANES):
+            inverse[r] = target / largest[r]
+        _sums(x, w, wx, inverse, -levels, levels - _ONE, wxq, wqq)
+        _keep_better(candidate == 0, wxq, wqq, inverse, scale, best, chosen)
+    _round_all(x, q, levels, chosen)
+    _leave_empty(magnitude, levels, scale, q)
+
+
+@numba.njit(error_model="numpy", boundscheck=False)
+def _find_largest(x, w, wx, largest, magnitude):
+    """Each lane's number of largest magnitude, the first of several; and wx = w * x.
+
+    Numbers that are not finite become 0 in ``x`` afterwards: their code is 0, as in ggml, while
+    ``wx`` still carries them into the sums. (Only scales can be so: weights are checked.)
+    """
+    for r in range(LANES):
+        largest[r] = _ZERO
+        magnitude[r] = _ZERO
+    for row in range(0, TILE, LANES):
+        for r in range(LANES):
+            here = x[row + r]
+            size = abs(here)
+            larger = size > magnitude[r]
+            largest[r] = here if larger else largest[r]
+            magnitude[r] = size if larger else magnitude[r]
+    for i in range(TILE):
+        wx[i] = w[i] * x[i]
+        x[i] = x[i] if abs(x[i]) <= _FINITE else _ZERO
 
 
 @numba.njit(inline="always", error_model="numpy")
@@ -43,80 +98,43 @@ def _term(inverse, x, w, wx, low, high, wxq, wqq):
 def _sums(x, w, wx, inverse, low, high, wxq, wqq):
     """sum(w x q) and sum(w q²) of each lane, for codes rounded with ``inverse``; [LANES] each.
 
-    The sixteen positions are written out in two halves, so that sums stay in registers.
+    The sixteen positions are written out, so that the sums stay in registers.
     """
     for r in range(LANES):
         v, a, b = inverse[r], _ZERO, _ZERO
-        a, b = _term(v, x[0, r], w[0, r], wx[0, r], low, high, a, b)
-        a, b = _term(v, x[1, r], w[1, r], wx[1, r], low, high, a, b)
-        a, b = _term(v, x[2, r], w[2, r], wx[2, r], low, high, a, b)
-        a, b = _term(v, x[3, r], w[3, r], wx[3, r], low, high, a, b)
-        a, b = _term(v, x[4, r], w[4, r], wx[4, r], low, high, a, b)
-        a, b = _term(v, x[5, r], w[5, r], wx[5, r], low, high, a, b)
-        a, b = _term(v, x[6, r], w[6, r], wx[6, r], low, high, a, b)
-        a, b = _term(v, x[7, r], w[7, r], wx[7, r], low, high, a, b)
+        i = r
+        a, b = _term(v, x[i], w[i], wx[i], low, high, a, b)
+        i = LANES + r
+        a, b = _term(v, x[i], w[i], wx[i], low, high, a, b)
+        i = 2 * LANES + r
+        a, b = _term(v, x[i], w[i], wx[i], low, high, a, b)
+        i = 3 * LANES + r
+        a, b = _term(v, x[i], w[i], wx[i], low, high, a, b)
+        i = 4 * LANES + r
+        a, b = _term(v, x[i], w[i], wx[i], low, high, a, b)
+        i = 5 * LANES + r
+        a, b = _term(v, x[i], w[i], wx[i], low, high, a, b)
+        i = 6 * LANES + r
+        a, b = _term(v, x[i], w[i], wx[i], low, high, a, b)
+        i = 7 * LANES + r
+        a, b = _term(v, x[i], w[i], wx[i], low, high, a, b)
+        i = 8 * LANES + r
+        a, b = _term(v, x[i], w[i], wx[i], low, high, a, b)
+        i = 9 * LANES + r
+        a, b = _term(v, x[i], w[i], wx[i], low, high, a, b)
+        i = 10 * LANES + r
+        a, b = _term(v, x[i], w[i], wx[i], low, high, a, b)
+        i = 11 * LANES + r
+        a, b = _term(v, x[i], w[i], wx[i], low, high, a, b)
+        i = 12 * LANES + r
+        a, b = _term(v, x[i], w[i], wx[i], low, high, a, b)
+        i = 13 * LANES + r
+        a, b = _term(v, x[i], w[i], wx[i], low, high, a, b)
+        i = 14 * LANES + r
+        a, b = _term(v, x[i], w[i], wx[i], low, high, a, b)
+        i = 15 * LANES + r
+        a, b = _term(v, x[i], w[i], wx[i], low, high, a, b)
         wxq[r], wqq[r] = a, b
-    for r in range(LANES):
-        v, a, b = inverse[r], wxq[r], wqq[r]
-        a, b = _term(v, x[8, r], w[8, r], wx[8, r], low, high, a, b)
-        a, b = _term(v, x[9, r], w[9, r], wx[9, r], low, high, a, b)
-        a, b = _term(v, x[10, r], w[10, r], wx[10, r], low, high, a, b)
-        a, b = _term(v, x[11, r], w[11, r], wx[11, r], low, high, a, b)
-        a, b = _term(v, x[12, r], w[12, r], wx[12, r], low, high, a, b)
-        a, b = _term(v, x[13, r], w[13, r], wx[13, r], low, high, a, b)
-        a, b = _term(v, x[14, r], w[14, r], wx[14, r], low, high, a, b)
-        a, b = _term(v, x[15, r], w[15, r], wx[15, r], low, high, a, b)
-        wxq[r], wqq[r] = a, b
-
-
-@numba.njit(error_model="numpy", boundscheck=False)
-def _find_largest(x, w, wx, largest, magnitude):
-    """Each lane's number of largest magnitude, the first of several; and wx = w * x.
-
-    Numbers that are not finite become 0 in ``x`` afterwards: their code is 0, as in ggml, while
-    ``wx`` still carries them into the sums. (Only scales can be so: weights are checked.)
-    """
-    for r in range(LANES):
-        largest[r] = _ZERO
-        magnitude[r] = _ZERO
-    for i in range(POSITIONS):
-        for r in range(LANES):
-            here = x[i, r]
-            size = abs(here)
-            larger = size > magnitude[r]
-            largest[r] = here if larger else largest[r]
-            magnitude[r] = size if larger else magnitude[r]
-            wx[i, r] = w[i, r] * here
-            x[i, r] = here if size <= _LARGEST else _ZERO
-
-
-@numba.njit(error_model="numpy", boundscheck=False)
-def search_scales(x, w, wx, q, levels, scale, lanes):
-    """`labkit.quantize.kquants_symmetric.search_scale` for LANES sub-blocks.
-
-    Args:
-        x, w: float32 [16, LANES], numbers and their weights.
-        wx: float32 [16, LANES], scratch.
-        q: float32 [16, LANES]; written: codes from -levels to levels - 1; all -levels for a lane
-            of zeros, which is how ggml leaves it.
-        levels: float32.
-        scale: float32 [LANES]; written.
-        lanes: float32 [7, LANES], scratch.
-    """
-    largest, magnitude, best, inverse = lanes[0], lanes[1], lanes[2], lanes[3]
-    wxq, wqq, chosen = lanes[4], lanes[5], lanes[6]
-    low, high = -levels, levels - np.float32(1)
-    _find_largest(x, w, wx, largest, magnitude)
-    for candidate in range(19):
-        # 0, -9 … -1, 1 … 9
-        step = (candidate - 10 if candidate < 10 else candidate - 9) if candidate else 0
-        target = -(levels + _TENTH * np.float32(step))
-        for r in range(LANES):
-            inverse[r] = target / largest[r]
-        _sums(x, w, wx, inverse, low, high, wxq, wqq)
-        _keep_better(candidate == 0, wxq, wqq, inverse, scale, best, chosen)
-    _round_all(x, q, levels, chosen)
-    _leave_empty(magnitude, levels, scale, q)
 
 
 @numba.njit(error_model="numpy", boundscheck=False)
@@ -129,11 +147,13 @@ def _keep_better(first, wxq, wqq, inverse, scale, best, chosen):
             chosen[r] = inverse[r]
         return
     for r in range(LANES):
-        fitted = wxq[r] / wqq[r]
-        better = (wqq[r] > _ZERO) & (wxq[r] * wxq[r] > best[r] * wqq[r])
-        scale[r] = fitted if better else scale[r]
-        best[r] = fitted * wxq[r] if better else best[r]
-        chosen[r] = inverse[r] if better else chosen[r]
+        # All is read before anything is written, or the compiler must fear that they overlap.
+        a, b, v = wxq[r], wqq[r], inverse[r]
+        old_scale, old_best, old_chosen = scale[r], best[r], chosen[r]
+        better = (b > _ZERO) & (a * a > old_best * b)
+        scale[r] = a / b if better else old_scale
+        best[r] = a / b * a if better else old_best
+        chosen[r] = v if better else old_chosen
 
 
 @numba.njit(error_model="numpy", boundscheck=False)
@@ -143,25 +163,29 @@ def descend(x, w, wx, q, levels, scale, lanes):
     Arguments are those of `search_scales`, but ``w`` is scratch too: it becomes x².
     """
     largest, magnitude, inverse = lanes[0], lanes[1], lanes[2]
-    wxq, wqq = lanes[3], lanes[4]
-    for i in range(POSITIONS):
-        for r in range(LANES):
-            w[i, r] = x[i, r] * x[i, r]
+    wxq, wqq, new_wxq, new_wqq = lanes[3], lanes[4], lanes[5], lanes[6]
+    moved = np.empty(LANES, np.int32)
+    for i in range(TILE):
+        w[i] = x[i] * x[i]
     _find_largest(x, w, wx, largest, magnitude)
     for r in range(LANES):
         inverse[r] = -levels / largest[r]
+    _round_all(x, q, levels, inverse)
+    for r in range(LANES):
         wxq[r] = _ZERO
         wqq[r] = _ZERO
-    _round_all(x, q, levels, inverse)
-    for i in range(POSITIONS):
+    for row in range(0, TILE, LANES):
         for r in range(LANES):
-            wxq[r] += wx[i, r] * q[i, r]
-            wqq[r] += w[i, r] * q[i, r] * q[i, r]
+            wxq[r] += wx[row + r] * q[row + r]
+            wqq[r] += w[row + r] * q[row + r] * q[row + r]
     for _ in range(_PASSES):
-        moved = 0
-        for i in range(POSITIONS):
-            moved += _move_position(i, x, w, wx, q, wxq, wqq, levels)
-        if moved == 0:
+        for r in range(LANES):
+            moved[r] = 0
+        # Sums go to and fro between two places: it is slow to read what was just written in part.
+        for row in range(0, TILE, 2 * LANES):
+            _move_row(row, x, w, wx, q, levels, wxq, wqq, new_wxq, new_wqq, moved)
+            _move_row(row + LANES, x, w, wx, q, levels, new_wxq, new_wqq, wxq, wqq, moved)
+        if not moved.any():
             break
     for r in range(LANES):
         scale[r] = wxq[r] / wqq[r] if wqq[r] > _ZERO else _ZERO
@@ -169,40 +193,41 @@ def descend(x, w, wx, q, levels, scale, lanes):
 
 
 @numba.njit(error_model="numpy", boundscheck=False)
-def _move_position(i, x, w, wx, q, wxq, wqq, levels):
-    """Let position ``i`` of every lane look for a better code; returns how many found one."""
-    low, high = np.int32(-levels), np.int32(levels) - np.int32(1)
-    moved = np.int32(0)
+def _move_row(row, x, w, wx, q, levels, wxq, wqq, new_wxq, new_wqq, moved):
+    """Let one position of every lane look for a better code; note in ``moved`` who found one."""
+    low, high = -levels, levels - _ONE
     for r in range(LANES):
-        old = q[i, r]
-        others_wxq = wxq[r] - wx[i, r] * old
-        others_wqq = wqq[r] - w[i, r] * old * old
+        i = row + r
+        old, a, b = q[i], wxq[r], wqq[r]
+        others_a = a - wx[i] * old
+        others_b = b - w[i] * old * old
         # The quotient may be anything, hence the rounding that minds it.
-        rounded = nearest_int(x[i, r] * others_wqq / others_wxq)
-        new = np.float32(min(max(rounded, low), high))
-        new_wxq = others_wxq + wx[i, r] * new
-        new_wqq = others_wqq + w[i, r] * new * new
-        better = (others_wxq > _ZERO) & (new != old) & (new_wqq > _ZERO)
-        better &= new_wxq * new_wxq * wqq[r] > wxq[r] * wxq[r] * new_wqq
-        q[i, r] = new if better else old
-        wxq[r] = new_wxq if better else wxq[r]
-        wqq[r] = new_wqq if better else wqq[r]
-        moved += np.int32(better)
-    return moved
+        code = np.float32(nearest_int(x[i] * others_b / others_a))
+        code = min(max(code, low), high)
+        new_a = others_a + wx[i] * code
+        new_b = others_b + w[i] * code * code
+        better = (others_a > _ZERO) & (code != old) & (new_b > _ZERO)
+        better &= new_a * new_a * b > a * a * new_b
+        q[i] = code if better else old
+        new_wxq[r] = new_a if better else a
+        new_wqq[r] = new_b if better else b
+        moved[r] |= np.int32(better)
 
 
 @numba.njit(error_model="numpy", boundscheck=False)
 def _round_all(x, q, levels, inverse):
-    low, high = -levels, levels - np.float32(1)
-    for i in range(POSITIONS):
+    """Codes of the whole tile, [16 * LANES]."""
+    for row in range(0, TILE, LANES):
         for r in range(LANES):
-            q[i, r] = min(max((inverse[r] * x[i, r] + _ROUND) - _ROUND, low), high)
+            code = (inverse[r] * x[row + r] + _ROUND) - _ROUND
+            q[row + r] = min(max(code, -levels), levels - _ONE)
 
 
 @numba.njit(error_model="numpy", boundscheck=False)
 def _leave_empty(magnitude, levels, scale, q):
+    """Lanes of zeros: a scale of 0, and codes that are stored as 0."""
     for r in range(LANES):
         scale[r] = _ZERO if magnitude[r] < TINY else scale[r]
-    for i in range(POSITIONS):
+    for row in range(0, TILE, LANES):
         for r in range(LANES):
-            q[i, r] = -levels if magnitude[r] < TINY else q[i, r]
+            q[row + r] = -levels if magnitude[r] < TINY else q[row + r]
