@@ -17,10 +17,11 @@ from labkit.data.corpora import BUNDLED, load_corpus
 from labkit.data.tasks import TASKS
 from labkit.evaluate.perplexity import perplexity
 from labkit.evaluate.score_row import ScoreRow
-from labkit.evaluate.size import Size, model_size
+from labkit.evaluate.size import Size, gguf_size, model_size
 from labkit.evaluate.tasks import task_accuracy
 from labkit.models.apply import quantize_model
 from labkit.models.blockwise import quantize_blockwise
+from labkit.models.gguf_model import through_gguf
 from labkit.models.methods.protocol import BlockMethod
 
 if TYPE_CHECKING:
@@ -35,12 +36,14 @@ class Entry:
         label: as the table prints it.
         scheme: round-to-nearest of every linear layer to this scheme.
         method: or a method of `labkit.models.methods`, block by block.
+        gguf: or a type of GGUF file, such as "Q4_K_M": embedding and head are quantized as well.
         run: what turns the (quantized) model into one that also quantizes activations.
     """
 
     label: str
     scheme: QuantScheme | None = None
     method: BlockMethod | None = None
+    gguf: str | None = None
     run: Callable[[PreTrainedModel], PreTrainedModel] | None = None
 
 
@@ -90,6 +93,9 @@ def _quantized(
         result = quantize_blockwise(model, entry.method, ids)
         size = model_size(model, result.reports)
         model = result.model
+    elif entry.gguf is not None:
+        model, conversion = through_gguf(model, entry.gguf)
+        size = gguf_size(conversion)
     elif entry.scheme is not None:
         original = model
         model, reports = quantize_model(original, entry.scheme)

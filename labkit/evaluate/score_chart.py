@@ -22,6 +22,7 @@ _FAMILIES = {
     "GPTQ": ("#000000", "v", "GPTQ", ""),
     "HQQ": ("#56B4E9", "X", "HQQ", ""),
     "NF4, FP4": ("#7F3C8D", "*", ("NF4", "FP4"), ""),
+    "GGUF": ("#B8860B", "d", "GGUF", ""),
     "LLM.int8()": ("#8C564B", "p", "LLM.int8", ""),
     "W8A8": ("#666666", "h", ("RTN W8A8", "SmoothQuant"), ""),
 }
@@ -62,11 +63,15 @@ def _is_loose(row: ScoreRow) -> bool:
 def score_chart(rows: list[ScoreRow]) -> Figure:
     """Perplexity (log scale) and mean task accuracy against bits per weight. FP32 is row 0."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     _draw(left, rows, lambda row: sum(row.perplexity.values()) / len(row.perplexity))
     left.set_yscale("log")
+    left.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    left.yaxis.set_major_formatter("{x:g}")
+    left.yaxis.set_minor_formatter(NullFormatter())
     left.set_ylabel("perplexity, mean of the two domains")
     _draw(right, rows, lambda row: 100 * sum(row.tasks.values()) / len(row.tasks))
     right.set_ylabel("task accuracy in %, mean of the four")

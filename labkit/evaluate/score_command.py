@@ -30,7 +30,10 @@ def run(
         str | None, typer.Option(help="Folder or hub name; default $LABKIT_MODEL or the bundled.")
     ] = None,
     everything: Annotated[
-        bool, typer.Option("--all", help="Every method, more text and questions (minutes).")
+        bool, typer.Option("--all", help="Every method at every width (ten minutes).")
+    ] = False,
+    thorough: Annotated[
+        bool, typer.Option(help="Eight times the text, ten times the questions, a row.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
     save: Annotated[
@@ -47,7 +50,7 @@ def run(
     except LabkitError as error:
         errors.print(f"[red]{error}[/red]")
         raise typer.Exit(1) from error
-    effort = THOROUGH if everything else Effort()
+    effort = THOROUGH if thorough else Effort()
     chosen = entries(everything)
     rows: list[ScoreRow] = []
     columns = (
@@ -74,17 +77,18 @@ def run(
         width = None if sys.stdout.isatty() else 130
         Console(width=width).print(score_table(rows, title))
     if save is not None:
-        save.write_text(_record(model_name(model), everything, effort, rows), encoding="utf-8")
+        command = " ".join(["labkit score", *["--all"] * everything, *["--thorough"] * thorough])
+        save.write_text(_record(command, model_name(model), effort, rows), encoding="utf-8")
         errors.print(f"saved: {save}")
     if chart is not None:
         score_chart(rows).savefig(chart, dpi=120)
         errors.print(f"chart: {chart}")
 
 
-def _record(model: str, everything: bool, effort: Effort, rows: list[ScoreRow]) -> str:
+def _record(command: str, model: str, effort: Effort, rows: list[ScoreRow]) -> str:
     """What a results file holds: the rows, and all that it takes to make them again."""
     record = {
-        "command": "labkit score --all" if everything else "labkit score",
+        "command": command,
         "made_with": made_with(),
         "model": model,
         "effort": asdict(effort),

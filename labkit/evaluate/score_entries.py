@@ -6,6 +6,7 @@ from functools import partial
 
 from labkit.core.scheme import QuantScheme
 from labkit.evaluate.score import Entry
+from labkit.formats.gguf.mix import FILE_TYPES
 from labkit.models.activations import with_llm_int8, with_quantized_activations
 from labkit.models.methods.awq import Awq
 from labkit.models.methods.gptq import Gptq
@@ -17,6 +18,7 @@ from labkit.models.methods.rtn import Rtn
 from labkit.models.methods.smoothquant import SmoothQuant
 
 GROUP_SIZE = 64
+NO_INTEGERS = ("F32", "F16", "BF16", "MXFP4_MOE")
 FP32 = Entry("FP32")
 
 
@@ -62,6 +64,10 @@ def _hqq(bits: int) -> Entry:
     return _named("HQQ", Hqq(bits, GROUP_SIZE), f"int{bits} group {GROUP_SIZE}")
 
 
+def _gguf(mix: str) -> Entry:
+    return Entry(f"GGUF {mix}", gguf=mix)
+
+
 def activation_entries() -> list[Entry]:
     """Weights and activations in 8 bits: naive, LLM.int8() and SmoothQuant."""
     per_token = partial(with_quantized_activations, activations="token")
@@ -81,8 +87,10 @@ def entries(everything: bool = False) -> list[Entry]:
     nf4 = _named("NF4", Nf4(), "block 64 double")
     if not everything:
         four = [rtn(4, "tensor"), rtn(4, "group", False), nf4, _hqq(4), _awq(4), _gptq(4)]
+        four.append(_gguf("Q4_K_M"))
         three = [rtn(3, "group", False), _gptq(3)]
-        return [FP32, int8, llm_int8, smooth, *four, *three, rtn(2, "group", False)]
+        two = [rtn(2, "group", False), _gguf("Q2_K")]
+        return [FP32, int8, llm_int8, smooth, *four, *three, *two]
     rows = [*rtn_entries(everything=True), *activation_entries()]
     rows += [nf4, _named("NF4", Nf4(double_quantization=False), "block 64")]
     rows.append(_named("FP4", Nf4(quant_type="fp4"), "block 64 double"))
@@ -90,4 +98,6 @@ def entries(everything: bool = False) -> list[Entry]:
         rows += [_hqq(bits), _awq(bits), _gptq(bits), _gptq(bits, act_order=True)]
     for grid in (_grouped(4), _grouped(3)):
         rows.append(_named("RTN clip", Rtn(grid, clip="mse"), grid))
-    return [*rows, _gptq(8)]
+    rows.append(_gptq(8))
+    # What llama.cpp's files are made of; Q2_K to Q8_0.
+    return [*rows, *(_gguf(mix) for mix in FILE_TYPES if mix not in NO_INTEGERS)]

@@ -6,7 +6,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-RECORDED = Path(__file__).resolve().parents[2] / "data" / "results" / "score.json"
+_RESULTS = Path(__file__).resolve().parents[2] / "data" / "results"
+RECORDED = _RESULTS / "score.json"  # labkit score
+RECORDED_ALL = _RESULTS / "score-all.json"  # labkit score --all
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from labkit.models.apply import LayerReport
+from labkit.models.gguf_report import Conversion
 
 MEGABYTE = 1_000_000
 _FULL_BITS = 16  # weights that are not quantized are stored as bfloat16
@@ -43,6 +44,14 @@ def model_size(model: nn.Module, reports: list[LayerReport], full_bits: int = _F
     bits = sum(layer.bits_per_weight * layer.shape.numel() for layer in layers)
     stored = sum(layer.nbytes for layer in layers)
     return Size(bits / weights, stored + (total - weights) * full_bits // 8)
+
+
+def gguf_size(conversion: Conversion) -> Size:
+    """Size of a GGUF file's tensors; `bits_per_weight` is that of its matrices."""
+    matrices = [tensor for tensor in conversion.tensors if len(tensor.shape) > 1]
+    bits = 8 * sum(tensor.nbytes for tensor in matrices)
+    total = sum(tensor.nbytes for tensor in conversion.tensors)
+    return Size(bits / sum(tensor.weights for tensor in matrices), total)
 
 
 def bytes_on_disk(folder: Path) -> int:

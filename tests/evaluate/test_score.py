@@ -43,7 +43,7 @@ def test_round_to_nearest_covers_bits_and_granularities_with_fp32_first():
 def test_every_method_has_a_row_in_the_default_table():
     labels = [entry.label for entry in entries()]
     assert labels[0] == "FP32" and len(labels) == len(set(labels))
-    for method in ("RTN", "LLM.int8()", "SmoothQuant", "NF4", "HQQ", "AWQ", "GPTQ"):
+    for method in ("RTN", "LLM.int8()", "SmoothQuant", "NF4", "HQQ", "AWQ", "GPTQ", "GGUF"):
         assert any(label.startswith(method) for label in labels), method
 
 
@@ -104,6 +104,26 @@ def test_quantization_matters(loaded):
     assert mean["RTN int8 sym channel"] < 1.01 * mean["FP32"]
     assert mean["RTN int4 sym tensor"] > 1.05 * mean["FP32"]
     assert mean["RTN int2 sym channel"] > 2 * mean["FP32"]
+
+
+def test_a_gguf_row_counts_every_matrix_and_costs_what_its_bits_say(loaded):
+    chosen = [entries()[0], Entry("GGUF Q8_0", gguf="Q8_0"), Entry("GGUF Q2_K", gguf="Q2_K")]
+    full, eight, two = (row for _, row in score(*loaded, chosen, TINY))
+    assert eight.bits_per_weight == pytest.approx(8.5, abs=0.001)
+    assert eight.megabytes == pytest.approx(full.megabytes * 8.5 / 32, rel=0.01)
+    for name, value in full.perplexity.items():
+        assert eight.perplexity[name] == pytest.approx(value, rel=0.01)
+        assert two.perplexity[name] > value * 1.02
+
+
+def test_the_record_says_how_to_make_it_again(quick, tmp_path, monkeypatch):
+    monkeypatch.setenv("LABKIT_MODEL", "reference-lm")
+    monkeypatch.setattr(score_command, "THOROUGH", TINY)
+    path = tmp_path / "score.json"
+    for flags in ([], ["--all"], ["--all", "--thorough"]):
+        result = CliRunner().invoke(score_command.app, [*flags, "--save", str(path)])
+        assert result.exit_code == 0, result.output
+        assert json.loads(path.read_text())["command"] == " ".join(["labkit score", *flags])
 
 
 def _row(method, bits, value):
