@@ -1,0 +1,31 @@
+"""Compiled loops are kept on disk, and Numba looks at one file to see whether they still hold.
+
+The file of the function that is compiled: not those whose functions it calls. After an update that
+changes only such a file, the old machine code would run. So a folder's kept code is dropped when
+any source file of the folder is newer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+
+def drop_stale(folder: Path) -> int:
+    """Remove Numba's kept code of the modules in ``folder`` if a source is newer; say how many files.
+
+    Where nothing may be removed (a package that belongs to somebody else), Numba keeps its code
+    elsewhere, and nothing is.
+    """
+    kept = [*folder.glob("__pycache__/*.nbi"), *folder.glob("__pycache__/*.nbc")]
+    if not kept:
+        return 0
+    newest = max(path.stat().st_mtime_ns for path in folder.glob("*.py"))
+    removed = 0
+    # Another process may be removing the same files.
+    with contextlib.suppress(PermissionError, FileNotFoundError):
+        oldest = min(path.stat().st_mtime_ns for path in kept)
+        for path in kept if oldest < newest else ():
+            path.unlink()
+            removed += 1
+    return removed

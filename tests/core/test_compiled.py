@@ -1,0 +1,47 @@
+"""Kept machine code does not outlive a source that it was made from."""
+
+import os
+import subprocess
+import sys
+
+from labkit.core.compiled import drop_stale
+
+CALLED = "import numba\n\n@numba.njit(inline='always')\ndef value():\n    return {}\n"
+CALLER = """import numba
+from helper import value
+
+@numba.njit(cache=True)
+def compiled():
+    return value()
+"""
+
+
+def _run(folder):
+    code = (
+        "from pathlib import Path; from labkit.core.compiled import drop_stale; "
+        f"drop_stale(Path({str(folder)!r})); import caller; print(caller.compiled())"
+    )
+    return int(subprocess.run([sys.executable, "-c", code], cwd=folder, check=True,
+                              capture_output=True, text=True).stdout)  # fmt: skip
+
+
+def test_a_changed_helper_is_compiled_again(tmp_path):
+    (tmp_path / "helper.py").write_text(CALLED.format(1))
+    (tmp_path / "caller.py").write_text(CALLER)
+    assert _run(tmp_path) == 1
+    kept = set(tmp_path.glob("__pycache__/*.nb*"))
+    assert len(kept) == 2 and drop_stale(tmp_path) == 0
+    (tmp_path / "helper.py").write_text(CALLED.format(2))
+    assert _run(tmp_path) == 2
+
+
+def test_nothing_kept_and_nothing_stale_removes_nothing(tmp_path):
+    assert drop_stale(tmp_path) == 0
+    (tmp_path / "a.py").write_text("")
+    (tmp_path / "__pycache__").mkdir()
+    kept = tmp_path / "__pycache__" / "a.f-1.py311.nbi"
+    kept.write_text("")
+    os.utime(tmp_path / "a.py", (1, 1))
+    assert drop_stale(tmp_path) == 0 and kept.exists()
+    os.utime(kept, (0, 0))
+    assert drop_stale(tmp_path) == 1 and not kept.exists()
