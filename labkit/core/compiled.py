@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def drop_stale(folder: Path) -> int:
-    """Remove Numba's kept code of the modules in ``folder`` if a source is newer; say how many files.
+    """Remove Numba's kept code of the modules in ``folder`` if a source is newer; count the files.
 
     Where nothing may be removed (a package that belongs to somebody else), Numba keeps its code
     elsewhere, and nothing is.
