@@ -79,7 +79,8 @@ def affine_search(
         codes: uint8 [blocks, n], those of the search; they hold where the rounded scale is 0.
     """
     high = x.max(axis=1)
-    low = np.minimum(x.min(axis=1), np.float32(0))
+    low = x.min(axis=1)
+    low = np.where(low > 0, np.float32(0), low)  # -0 stays -0
     flat = high == low
     weight_sum, x_sum = ordered_sum(weight), ordered_sum(weight * x)
 
