@@ -117,10 +117,11 @@ def _open(
         return ModelWeights(model), tokenizer, name or type(model).__name__
     folder = Path(source)
     weights = FolderWeights(folder)
-    return weights, _tokenizer(folder), folder.resolve().name
+    return weights, folder_tokenizer(folder), folder.resolve().name
 
 
-def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def folder_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder. Raises ModelError where there is none that can be read."""
     from transformers import AutoTokenizer
 
     try:

@@ -114,17 +114,16 @@ def _llama_like(
     architecture: str,
     norms: Mapping[str, str] = _TWO_NORMS,
     changes: Mapping[str, Change] | None = None,
-    changed: tuple[str, ...] = ("weight", "bias"),
 ) -> Naming:
     block = {**_ATTENTION, **_GATED, **norms}
-    return Naming(
-        model_type, architecture, _LLAMA_OUTER, "model.layers", block, changes or {}, changed
-    )
+    return Naming(model_type, architecture, _LLAMA_OUTER, "model.layers", block, changes or {})
 
 
-def _gemma(model_type: str, architecture: str, norms: Mapping[str, str]) -> Naming:
+def _gemma(model_type: str, architecture: str, norms: Mapping[str, str], *, head: bool) -> Naming:
     changes: dict[str, Change] = dict.fromkeys([*norms.values(), "output_norm"], "plus_one")
-    return _llama_like(model_type, architecture, norms, changes, ("weight",))
+    outer = {name: ours for name, ours in _LLAMA_OUTER.items() if head or ours != "output"}
+    block = {**_ATTENTION, **_GATED, **norms}
+    return Naming(model_type, architecture, outer, "model.layers", block, changes, ("weight",))
 
 
 _ROPE: dict[str, Change] = {"attn_q": "rope_q", "attn_k": "rope_k"}
@@ -190,9 +189,9 @@ NAMINGS: dict[str, Naming] = {
         _llama_like("mistral", "llama", changes=_ROPE),
         _llama_like("qwen2", "qwen2"),
         _llama_like("qwen3", "qwen3", {**_TWO_NORMS, **_HEAD_NORMS}),
-        _gemma("gemma", "gemma", _TWO_NORMS),
-        _gemma("gemma2", "gemma2", _FOUR_NORMS),
-        _gemma("gemma3_text", "gemma3", {**_FOUR_NORMS, **_HEAD_NORMS}),
+        _gemma("gemma", "gemma", _TWO_NORMS, head=False),
+        _gemma("gemma2", "gemma2", _FOUR_NORMS, head=False),
+        _gemma("gemma3_text", "gemma3", {**_FOUR_NORMS, **_HEAD_NORMS}, head=True),
         _PHI3,
         _GPT2,
         _GPT_NEOX,

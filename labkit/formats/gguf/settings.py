@@ -110,6 +110,11 @@ def setting_values(
     values = {f"{prefix}.{key}": value for key, value in {**found, **window}.items()}
     if settings.rope is not None:
         values |= rope_values(settings.rope, prefix, settings.context)
+        if settings.rope.kind == "longrope":
+            notes.append(
+                "llama.cpp takes the factors of long contexts by the size of the context that it "
+                "is opened with, not by the length of the text"
+            )
     if config.get("hidden_act") == "gelu":
         notes.append("llama.cpp computes GELU by its tanh approximation")
     return values, notes
@@ -133,6 +138,11 @@ def _window(config: Mapping[str, Any], settings: Settings) -> tuple[dict[str, Va
         usual = [(layer + 1) % every != 0 for layer in range(settings.layers)]
         kinds = config.get("layer_types")
         sliding = usual if kinds is None else [kind == "sliding_attention" for kind in kinds]
+        if not any(sliding):
+            # llama.cpp ends the process when it is told of a window that no layer has.
+            if settings.model_type == "gemma3_text":
+                return {}, []
+            return {"attention.sliding_window": u32(max(int(size), settings.context))}, []
         found = {"attention.sliding_window": u32(int(size))}
         if sliding != usual:
             found["attention.sliding_window_pattern"] = array(Kind.BOOL, sliding)
