@@ -20,12 +20,15 @@ ADDED_SCORE = -1000.0
 UNUSED_SCORE = -10_000.0
 
 
-def piece_scores(model: dict[str, Any], words: Vocabulary) -> tuple[list[float], list[TokenType]]:
+def piece_scores(
+    model: dict[str, Any], words: Vocabulary, unknown: str | None
+) -> tuple[list[float], list[TokenType]]:
     """The score and the type of every token.
 
     Args:
         model: of a tokenizer.json: BPE with byte fallback.
         words: its tokens.
+        unknown: the token that stands for what is none.
 
     Raises:
         FormatError: its merges are not those of a SentencePiece model, or a byte has no token.
@@ -41,7 +44,7 @@ def piece_scores(model: dict[str, Any], words: Vocabulary) -> tuple[list[float],
         TokenType.BYTE
         if text in BYTES and number not in words.added
         else TokenType.UNKNOWN
-        if text == model.get("unk_token")
+        if text == unknown
         else kind
         for number, (text, kind) in enumerate(zip(words.texts, words.types, strict=True))
     ]

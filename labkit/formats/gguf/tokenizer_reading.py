@@ -30,6 +30,8 @@ from labkit.formats.gguf.vocabulary import (
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+_LONGEST = 1024  # letters of a piece; SentencePiece's own longest have 16 to 64
+
 _ADDED = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
 
 
@@ -141,6 +143,9 @@ def _merges(texts: list[str], types: list[int], scores: list[float]) -> list[lis
         for text, kind, score in zip(texts, types, scores, strict=True)
         if kind == TokenType.NORMAL
     }
+    longest = max(normal, key=len, default="")
+    if len(longest) > _LONGEST:
+        raise _refused(TOKENS, f"a token of {len(longest)} letters: {longest[:40]!r}")
     # sorted is stable: equal scores stay in the order of the tokens' numbers.
     return [
         [piece[:cut], piece[cut:]]

@@ -56,8 +56,10 @@ def tokenizer_metadata(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> d
     if model.get("end_of_word_suffix"):
         raise _refused("a BPE that marks the ends of words")
     words = vocabulary(content, vocab_size)
-    own = _sentence_piece if model.get("byte_fallback") else _byte_level
-    return own(content, words) | special_tokens(tokenizer)
+    if model.get("byte_fallback"):
+        unknown = getattr(tokenizer, "unk_token", None) or model.get("unk_token")
+        return _sentence_piece(content, words, unknown) | special_tokens(tokenizer)
+    return _byte_level(content, words) | special_tokens(tokenizer)
 
 
 def _byte_level(content: dict[str, Any], words: Vocabulary) -> dict[str, Value]:
@@ -77,8 +79,10 @@ def _byte_level(content: dict[str, Any], words: Vocabulary) -> dict[str, Value]:
     }
 
 
-def _sentence_piece(content: dict[str, Any], words: Vocabulary) -> dict[str, Value]:
-    scores, types = piece_scores(content["model"], words)
+def _sentence_piece(
+    content: dict[str, Any], words: Vocabulary, unknown: str | None
+) -> dict[str, Value]:
+    scores, types = piece_scores(content["model"], words, unknown)
     return {
         MODEL: string("llama"),
         PRE: string("default"),

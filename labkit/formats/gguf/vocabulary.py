@@ -24,7 +24,7 @@ ADD_EOS = "tokenizer.ggml.add_eos_token"
 ADD_SPACE_PREFIX = "tokenizer.ggml.add_space_prefix"
 CHAT_TEMPLATE = "tokenizer.chat_template"
 
-# Role in transformers -> key in the file; the third but last is spelt so in every GGUF file.
+# Role in transformers -> key in the file; GGUF spells the separator so.
 ROLES = {
     "bos": "tokenizer.ggml.bos_token_id",
     "eos": "tokenizer.ggml.eos_token_id",

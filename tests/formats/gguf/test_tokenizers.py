@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from functools import cache
 from pathlib import Path
 
 import pytest
+import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -44,9 +46,21 @@ TOKENIZERS = {
     "Mistral's": lambda: sentence_piece("first", template="<s> $A </s>"),
     "Gemma's": lambda: sentence_piece("none"),
 }
+if transformers.__version__ >= "5":  # which builds its tokenizers itself, from these two lists
+    TOKENIZERS |= {
+        "LlamaTokenizer": lambda: built("LlamaTokenizer", sentence_piece()),
+        "GemmaTokenizer": lambda: built(
+            "GemmaTokenizer", sentence_piece("none"), bos_token="<s>", eos_token="</s>"
+        ),
+        "GPT2Tokenizer": lambda: built("GPT2Tokenizer", byte_level(None), **END),
+        "GPTNeoXTokenizer": lambda: built("GPTNeoXTokenizer", byte_level(None), **END),
+        "Qwen2Tokenizer": lambda: built("Qwen2Tokenizer", byte_level(), eos_token="<|eos|>"),
+    }
+END = {"bos_token": "<|eos|>", "eos_token": "<|eos|>", "unk_token": "<|eos|>"}
 # What llama.cpp itself does otherwise, see tokenizer_writing and pre_tokenizers.
 ASCII_CASES = {"tekken"}
-SPACE_ONLY_FIRST = {"Mistral's"}
+SPACE_ONLY_FIRST = {"Mistral's", "LlamaTokenizer"}
+NFC = {"GPTNeoXTokenizer", "Qwen2Tokenizer"}
 
 HARD = [
     "",
@@ -84,6 +98,13 @@ TEXTS = st.one_of(
 )
 
 
+def built(name: str, trained, **special):
+    """A tokenizer of a class of transformers, of a trained one's tokens and merges."""
+    model = json.loads(trained.backend_tokenizer.to_str())["model"]
+    merges = [tuple(pair) for pair in model["merges"]]
+    return getattr(transformers, name)(vocab=model["vocab"], merges=merges, **special)
+
+
 @cache
 def three(name: str, folder: Path):
     """The tokenizer, llama.cpp's of the file written from it, and labkit's of the same file."""
@@ -99,6 +120,8 @@ def three(name: str, folder: Path):
 def comparable(name: str, text: str) -> bool:
     if name in ASCII_CASES:
         return text.isascii()
+    if name in NFC:
+        return unicodedata.is_normalized("NFC", text)
     if name in SPACE_ONLY_FIRST:
         return not text.startswith((" ", "▁")) and "<" not in text and " " * 12 not in text
     return True
@@ -303,6 +326,49 @@ def test_metadata_that_contradict_themselves(why):
     tokenizer_from(metadata)
     with pytest.raises(FormatError, match=why):
         tokenizer_from(metadata | BROKEN[why])
+
+
+def test_a_piece_of_a_million_letters():
+    """Its splits alone would fill the memory."""
+    ours = sentence_piece()
+    metadata = {key: value.value for key, value in tokenizer_metadata(ours, len(ours)).items()}
+    metadata[T + "tokens"][-5] = "a" * 10**6
+    with pytest.raises(FormatError, match="a token of 1000000 letters"):
+        tokenizer_from(metadata)
+
+
+@cache
+def plain_metadata(kind: str):
+    ours = byte_level() if kind == "byte-level" else sentence_piece()
+    return {key: value.value for key, value in tokenizer_metadata(ours, len(ours) + 2).items()}
+
+
+ODD = st.sampled_from(
+    [None, True, -1, 0, 3, 2**31, 1.5, "", " ", "a", "b c", "▁", "<0x41>", "\0", "é", [], ["a"]]
+)
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "sentence-piece"])
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_mutated_metadata(kind, data):
+    """A tokenizer that works, or a FormatError."""
+    metadata = dict(plain_metadata(kind))
+    for _ in range(data.draw(st.integers(1, 3))):
+        key = data.draw(st.sampled_from(sorted(metadata)))
+        items = metadata[key]
+        if not isinstance(items, list) or not items or data.draw(st.integers(0, 9)) == 0:
+            metadata[key] = data.draw(ODD)
+            continue
+        place = data.draw(st.integers(0, len(items) - 1))
+        odd = data.draw(st.one_of(ODD, st.sampled_from(items)))
+        length = data.draw(st.sampled_from([0, 1, 1, 1, 20]))
+        metadata[key] = [*items[:place], odd, *items[place + length :]]
+    try:
+        tokenizer = tokenizer_from(metadata)
+    except FormatError:
+        return
+    tokenizer.decode(tokenizer("Ein Text: <tool> 東京\n\n  12")["input_ids"])
 
 
 @pytest.mark.parametrize("scores", [[1.0], None, ["a"]])
