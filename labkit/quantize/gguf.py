@@ -21,8 +21,8 @@ import torch
 
 from labkit.core.errors import FormatError, SchemeError, ShapeError
 from labkit.quantize.gguf_checks import (
-    largest_magnitude,
     require_finite_scales,
+    require_finite_weights,
     require_importance,
 )
 from labkit.quantize.gguf_types import BlockType, block_type, row_bytes
@@ -33,6 +33,7 @@ _FLOATS = ("F32", "F16", "BF16")
 _LEGACY = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 # Type -> module of the plain encoder; the fast one is in the module of that name and "_numba".
 ENCODERS = {
+    **dict.fromkeys(_FLOATS, "gguf_floats"),
     **dict.fromkeys(_LEGACY, "legacy_blocks"),
     "MXFP4": "mxfp4",
     **dict.fromkeys(("Q2_K", "Q4_K", "Q5_K"), "kquants"),
@@ -40,6 +41,7 @@ ENCODERS = {
     **dict.fromkeys(("IQ4_NL", "IQ4_XS"), "iq4"),
 }
 DECODERS = {
+    **dict.fromkeys(_FLOATS, "gguf_floats"),
     **dict.fromkeys((*_LEGACY, "MXFP4", "IQ4_NL"), "block_decode"),
     **dict.fromkeys(("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"), "super_block_decode"),
 }
@@ -79,16 +81,16 @@ def quantize(
     out = np.empty((rows.shape[0], row_bytes(type_name, columns)), np.uint8)
     if importance is not None:
         importance = require_importance(importance, columns, kind)
-    encode = _encoder(type_name, loop, threads)
+    encode, largest_magnitude = _encoder(type_name, loop, threads), _measure(loop, threads)
     step = max(1, _CHUNK[loop] // columns)
     for first in range(0, rows.shape[0], step):
         chunk = _float32(rows[first : first + step])
-        largest = largest_magnitude(chunk, first)
-        encoded = encode(chunk, importance)
+        largest = largest_magnitude(chunk)
+        require_finite_weights(chunk, largest, kind, first)
+        encode(chunk, importance, out[first : first + step])
         # No type's scale is larger than its largest weight; float16 ends at 65504.
         if largest > 2**15 or importance is not None:
-            require_finite_scales(encoded, kind, first)
-        out[first : first + step] = encoded
+            require_finite_scales(out[first : first + step], kind, first)
     return out
 
 
@@ -108,14 +110,12 @@ def dequantize(
     rows = _block_rows(blocks, kind)
     columns = rows.shape[1] // kind.nbytes * kind.weights
     out = np.empty((rows.shape[0], columns), np.float32)
-    if type_name in DECODERS and loop == "numba":
+    decode = _module(DECODERS[type_name], loop).DECODE[type_name]
+    if loop == "numba":
         # Compiled loops take a read-only array for another type: a copy is cheaper, it is small.
         whole = np.ascontiguousarray(rows)
-        writable = whole if whole.flags.writeable else whole.copy()
-        _module(DECODERS[type_name], loop).DECODE[type_name](writable, out, _threads(threads))
+        decode(whole if whole.flags.writeable else whole.copy(), out, _threads(threads))
         return out
-    module = "gguf_floats" if type_name in _FLOATS else DECODERS[type_name]
-    decode = _module(module, "plain").DECODE[type_name]
     step = max(1, _CHUNK["plain"] // columns)
     for first in range(0, rows.shape[0], step):
         out[first : first + step] = decode(np.ascontiguousarray(rows[first : first + step]))
@@ -123,13 +123,27 @@ def dequantize(
 
 
 def _encoder(type_name: str, loop: Loop, threads: int | None):
-    """f(x float32 [rows, columns], importance float32 [columns] or None) -> uint8."""
-    if type_name in _FLOATS:
-        return _module("gguf_floats", "plain").ENCODE[type_name]
-    encode = _module(ENCODERS[type_name], loop).ENCODE[type_name]
+    """f(x float32 [rows, columns], importance float32 [columns] or None, out uint8)."""
+    module = _module(ENCODERS[type_name], loop)
+    if loop == "numba" and type_name in _FLOATS:
+        into = module.ENCODE_INTO[type_name]
+        return lambda x, importance, out: into(x, out, _threads(threads))
+    encode = module.ENCODE[type_name]
+    more = () if loop == "plain" else (_threads(threads),)
+
+    def write(x: np.ndarray, importance: np.ndarray | None, out: np.ndarray) -> None:
+        out[:] = encode(x, importance, *more)
+
+    return write
+
+
+def _measure(loop: Loop, threads: int | None):
+    """f(x float32 [rows, columns]) -> the largest |x|, NaN or infinity if there is one."""
     if loop == "plain":
-        return encode
-    return lambda x, importance: encode(x, importance, _threads(threads))
+        # NaN and infinity go through minimum and maximum, and no array of |x| is needed.
+        return lambda x: max(-float(x.min()), float(x.max()))
+    fast = import_module("labkit.quantize.gguf_checks_numba").largest_magnitude
+    return lambda x: fast(x, _threads(threads))
 
 
 def _module(name: str, loop: Loop):

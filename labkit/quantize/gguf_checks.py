@@ -12,19 +12,27 @@ from labkit.quantize.gguf_types import BlockType
 _IGNORING = ("F32", "F16", "BF16", "Q8_0", "MXFP4")
 _SCALES = ("d", "dmin", "m")
 _SHOWN = 5
+# From these on float16 and bfloat16 round to infinity.
+_TOO_LARGE = {"F16": 65520.0, "BF16": float(np.uint32(0x7F7F8000).view(np.float32))}
 
 
-def largest_magnitude(x: np.ndarray, first_row: int) -> float:
-    """The largest |x| of float32 ``x`` [rows, columns].
+def require_finite_weights(x: np.ndarray, largest: float, kind: BlockType, first_row: int) -> None:
+    """Raise NonFiniteError if a weight is NaN or infinite, or rounds to infinity in F16 or BF16.
 
-    Raises:
-        NonFiniteError: it is NaN or infinite; rows are counted from ``first_row``.
+    Args:
+        x: float32 [rows, columns], whose rows are counted from ``first_row``.
+        largest: the largest |x|, or NaN.
     """
-    # Infinity and NaN go through minimum and maximum, and need no array of their own.
-    largest = max(-float(x.min()), float(x.max()))
     if not np.isfinite(largest):
         require_finite(torch.from_numpy(x), f"weight from row {first_row} on")
-    return largest
+    if largest >= _TOO_LARGE.get(kind.name, np.inf):
+        row, column = np.unravel_index(np.abs(x).argmax(), x.shape)
+        raise NonFiniteError(
+            f"a weight of {x[row, column]} in row {first_row + int(row)}, column {int(column)} is "
+            "too large for it",
+            kind.name,
+            "Take F32 or BF16 for this tensor.",
+        )
 
 
 def require_importance(

@@ -35,11 +35,15 @@ def to_half(x):
 @numba.njit(inline="always", error_model="numpy")
 def from_half(low, high):
     """The float32 of a float16's two bytes."""
-    half = np.uint32(np.uint32(low) | (np.uint32(high) << np.uint32(8)))
+    return wide(np.uint16(np.uint32(low) | (np.uint32(high) << np.uint32(8))))
+
+
+@numba.njit(inline="always", error_model="numpy")
+def wide(bits):
+    """The float32 of a float16's bits, uint16."""
+    half = np.uint32(bits)
     rest = np.uint32((half & np.uint32(0x7FFF)) << np.uint32(13))
     # The product moves the exponent, and makes a normal number of a subnormal one.
-    value = np.float32(rest.view(np.float32) * _TO_FLOAT)
-    bits = value.view(np.uint32)
-    if rest >= np.uint32(0x7C00 << 13):
-        bits = np.uint32(rest | np.uint32(0x7F800000))
-    return np.uint32(bits | ((half & np.uint32(0x8000)) << np.uint32(16))).view(np.float32)
+    value = np.uint32(np.float32(rest.view(np.float32) * _TO_FLOAT).view(np.uint32))
+    full = np.uint32(rest | np.uint32(0x7F800000)) if rest >= np.uint32(0x7C00 << 13) else value
+    return np.uint32(full | ((half & np.uint32(0x8000)) << np.uint32(16))).view(np.float32)
