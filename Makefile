@@ -15,7 +15,7 @@ PYTHON_311 ?= $(shell for p in python3.11 $(PYTHON); do \
 MAKING := pyproject.toml labkit/environment/create.py labkit/environment/llama_cpp.cmake
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test test-peers lint notebooks card-env peers clean
+.PHONY: help setup lab test test-slow test-peers lint notebooks card-env peers clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -39,9 +39,15 @@ $(VENV)/.lm-eval-ready: $(VENV)/.labkit-ready Makefile
 	$(PY) -m pip install -q --disable-pip-version-check --no-deps $(LM_EVAL)
 	@touch $@
 
+# Processes that share the tests; each uses one thread and about 1.5 GB.
+JOBS ?= 2
+
 test: setup $(VENV)/.lm-eval-ready lint ## every test, every notebook compared with its outputs
-	$(PY) -m pytest tests -m "not peers"
+	$(PY) -m pytest tests -m "not peers and not slow" -n $(JOBS) --dist worksteal
 	PYTHONPATH=$(CURDIR)/tests/offline $(PY) -m labkit.notebooks check
+
+test-slow: setup ## ten million weights a type, a hundred thousand damaged files: minutes
+	$(PY) -m pytest tests -m "slow and not peers" -n $(JOBS) --dist worksteal
 
 test-peers: setup peers ## our methods and formats against the real libraries
 	$(PY) -m pytest tests -m peers

@@ -18,7 +18,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(home.cleanup)
     os.environ["LABKIT_HOME"] = home.name
     os.environ.pop("LABKIT_MODEL", None)
-    os.environ["LABKIT_BLOCKED_LOG"] = str(Path(home.name, "blocked.log"))
+    if hasattr(config, "workerinput"):  # one of several processes: they share the first one's log
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+    else:
+        os.environ["LABKIT_BLOCKED_LOG"] = str(Path(home.name, "blocked.log"))
     inherited = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(OFFLINE), inherited]))
     sys.path.insert(0, str(OFFLINE))
@@ -29,6 +32,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail the run if a connection was blocked and the failure swallowed."""
+    if hasattr(session.config, "workerinput"):
+        return
     log = Path(os.environ["LABKIT_BLOCKED_LOG"])
     if log.exists():
         print(f"\nThe network was asked for:\n{log.read_text()}", file=sys.stderr)
