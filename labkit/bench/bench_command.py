@@ -11,12 +11,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from labkit.bench import gguf_command
 from labkit.bench.quantizers import SOURCES, compare, set_threads
 from labkit.bench.rows import BenchRow, Effort
 from labkit.core.errors import LabkitError
 from labkit.evaluate.provenance import made_with
 
 app = typer.Typer(help="Ours beside the real libraries, in one run.", add_completion=False)
+
+
+app.command("gguf")(gguf_command.gguf)
 
 
 @app.callback()
@@ -29,7 +33,9 @@ def quantizers(
     only: Annotated[
         list[str] | None, typer.Option(help=f"One of {', '.join(SOURCES)}; may be repeated.")
     ] = None,
-    quick: Annotated[bool, typer.Option(help="Small problems, one or two rounds: under a minute.")] = False,
+    quick: Annotated[
+        bool, typer.Option(help="Small problems, one or two rounds: under a minute.")
+    ] = False,
     rounds: Annotated[int, typer.Option(help="How often each side is timed, in turns.")] = 5,
     threads: Annotated[int, typer.Option(help="For both sides.")] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
