@@ -1,11 +1,14 @@
-"""Scales of IQ4_NL's and IQ4_XS's blocks, and the nearest level, many at a time.
+"""IQ4_NL's and IQ4_XS's nearest level and search for a scale, compiled: sixteen blocks at a time.
 
-The lanes of a vector register are independent blocks of 32: a tile is [32 positions, LANES], and
-every lane adds its terms in ggml's order. The nearest of 16 levels is found without branches, by
-counting how many of the 15 boundaries between them lie at or below a number.
+Each lane has a block of 32 (`labkit.quantize.lanes`), and adds its terms in ggml's order.
 
-A boundary is the midpoint of its neighbours, and counts as above it; halfway the differences to
-both are exact in float32, so this is ggml's rule (best_index_int8) for every float32.
+The nearest of the 16 levels is found without branches. Between two levels lies a boundary, their
+middle, which belongs to the upper. No two boundaries round to the same multiple of 8: so x / 8,
+rounded, says which one boundary is still in question, and what the level is on either side of it.
+Where the processor cannot look that up, all 15 boundaries are compared with, one after the other.
+
+For any float32 that is ggml's answer (best_index_int8): near a boundary, the differences that it
+compares are exact.
 """
 
 from __future__ import annotations
@@ -15,106 +18,107 @@ import numpy as np
 
 from labkit.quantize.iq4 import LEVELS
 from labkit.quantize.kquants_symmetric import TINY
+from labkit.quantize.lanes import LANES, absolute, bits_of, load, negative, select, splat
+from labkit.quantize.lookup16 import AVAILABLE
+from labkit.quantize.lookup32 import look_up
 
-LANES = 64
-POSITIONS = 32
+BLOCK = 32
+_BOUNDARIES = (LEVELS[:-1] + LEVELS[1:]) / np.float32(2)
+_ZERO, _ONE = np.float32(0), np.float32(1)
 _FIRST_LEVEL = LEVELS[0]
-_L = tuple(LEVELS)
-_B = tuple((LEVELS[:-1] + LEVELS[1:]) / np.float32(2))
-_ZERO = np.float32(0)
 _TRIES = 7
+_ROUND = np.float32(1.5 * 2**23)
+_EIGHTH = np.float32(1 / 8)
+# As multiples of 8: beyond them lie no boundaries, and 32 numbers fit the table.
+_LOWEST, _HIGHEST = np.float32(-16), np.float32(15)
 
 
-@numba.njit(inline="always", error_model="numpy")
+def _tables() -> np.ndarray:
+    """Three tables of 32, float32: the boundary near 8 k, the index below it, and that above.
+
+    Place k % 32 is for k. Where there is no boundary, both indices are the same.
+    """
+    tables = np.zeros((3, 32), np.float32)
+    nearest = np.rint(_BOUNDARIES / 8)
+    for k in range(-16, 16):
+        below, here = (nearest < k).sum(), (nearest == k).sum()
+        boundary = _BOUNDARIES[below] if here else 0
+        tables[:, k % 32] = boundary, below, below + here
+    return tables
+
+
+_NEAR = _tables()
+_INDEX_TABLES = _NEAR.ravel()
+_LEVEL_TABLES = np.concatenate([_NEAR[0], *LEVELS[_NEAR[1:].astype(int)]])
+_ALL_INDICES = np.arange(16, dtype=np.float32)
+
+compiled = numba.njit(error_model="numpy", boundscheck=False)
+
+
+@compiled
+def _staircase(x, tables, steps):
+    """steps[index of the level nearest to x], sixteen times; NaN takes the last, as in ggml."""
+    if AVAILABLE:
+        k = x * splat(_EIGHTH)
+        k = select(k < splat(_HIGHEST), k, splat(_HIGHEST))
+        k = select(k > splat(_LOWEST), k, splat(_LOWEST))
+        place = bits_of(k + splat(_ROUND))
+        below, above = look_up(tables, BLOCK, place), look_up(tables, 2 * BLOCK, place)
+        return select(x < look_up(tables, 0, place), below, above)
+    found = splat(steps[0])
+    for i in range(15):
+        found = select(x < splat(_BOUNDARIES[i]), found, splat(steps[i + 1]))
+    return found
+
+
+@compiled
 def nearest_level(x):
-    """The level nearest to ``x``, float32: a staircase of 15 steps. NaN: the last, as in ggml."""
-    level = _L[0]
-    level = level if x < _B[0] else _L[1]
-    level = level if x < _B[1] else _L[2]
-    level = level if x < _B[2] else _L[3]
-    level = level if x < _B[3] else _L[4]
-    level = level if x < _B[4] else _L[5]
-    level = level if x < _B[5] else _L[6]
-    level = level if x < _B[6] else _L[7]
-    level = level if x < _B[7] else _L[8]
-    level = level if x < _B[8] else _L[9]
-    level = level if x < _B[9] else _L[10]
-    level = level if x < _B[10] else _L[11]
-    level = level if x < _B[11] else _L[12]
-    level = level if x < _B[12] else _L[13]
-    level = level if x < _B[13] else _L[14]
-    return level if x < _B[14] else _L[15]
+    """The level nearest to each lane of ``x``."""
+    return _staircase(x, _LEVEL_TABLES, LEVELS)
 
 
-@numba.njit(inline="always", error_model="numpy")
+@compiled
 def nearest_index(x):
-    """The index of that level, uint8."""
-    above = np.int32(15)
-    above -= np.int32(x < _B[0]) + np.int32(x < _B[1]) + np.int32(x < _B[2])
-    above -= np.int32(x < _B[3]) + np.int32(x < _B[4]) + np.int32(x < _B[5])
-    above -= np.int32(x < _B[6]) + np.int32(x < _B[7]) + np.int32(x < _B[8])
-    above -= np.int32(x < _B[9]) + np.int32(x < _B[10]) + np.int32(x < _B[11])
-    above -= np.int32(x < _B[12]) + np.int32(x < _B[13]) + np.int32(x < _B[14])
-    return np.uint8(above)
+    """The index of that level, int32; of its bits the lowest 8 count."""
+    return bits_of(_staircase(x, _INDEX_TABLES, _ALL_INDICES) + splat(_ROUND))
 
 
-@numba.njit(error_model="numpy", boundscheck=False)
-def search_scales(x, w, scale, lanes):
-    """The scale of each lane's block.
+@compiled
+def search_scale(x, w):
+    """The scales of sixteen blocks; see `labkit.quantize.iq4`.
 
     Args:
-        x, w: float32 [32, LANES], numbers and their weights.
-        scale: float32 [LANES]; written.
-        lanes: float32 [6, LANES], scratch.
+        x, w: float32 [32 * 16], numbers and their weights; number k of the blocks at [16 k :].
     """
-    largest, magnitude, best, inverse = lanes[0], lanes[1], lanes[2], lanes[3]
-    wqx, wqq = lanes[4], lanes[5]
-    _find_largest(x, largest, magnitude)
-    for candidate in range(2 * _TRIES + 2):
-        for r in range(LANES):
-            if candidate == 0:
-                inverse[r] = np.float32(1) / (-largest[r] / _FIRST_LEVEL)
-            else:
-                step = np.float32(candidate - 1 - _TRIES)
-                inverse[r] = (step + _FIRST_LEVEL) / largest[r]
-        _sums(x, w, inverse, wqx, wqq)
-        for r in range(LANES):
-            fitted = wqx[r] / wqq[r]
-            if candidate == 0:
-                scale[r] = fitted if wqq[r] > _ZERO else _ZERO
-                best[r] = scale[r] * wqx[r]
-            else:
-                better = (wqq[r] > _ZERO) & (wqx[r] * wqx[r] > best[r] * wqq[r])
-                scale[r] = fitted if better else scale[r]
-                best[r] = fitted * wqx[r] if better else best[r]
-    for r in range(LANES):
-        scale[r] = _ZERO if magnitude[r] < TINY else scale[r]
+    zero, one = splat(_ZERO), splat(_ONE)
+    largest = magnitude = zero
+    for k in range(0, BLOCK * LANES, LANES):
+        here = load(x, k)
+        size = absolute(here)
+        larger = size > magnitude
+        largest = select(larger, here, largest)
+        magnitude = select(larger, size, magnitude)
+
+    wqx, wqq = _sums(x, w, one / (negative(largest) / splat(_FIRST_LEVEL)))
+    scale = select(wqq > zero, wqx / wqq, zero)
+    best = scale * wqx
+    for step in range(-_TRIES, _TRIES + 1):
+        wqx, wqq = _sums(x, w, splat(np.float32(step) + _FIRST_LEVEL) / largest)
+        fitted = wqx / wqq
+        better = (wqq > zero) & (wqx * wqx > best * wqq)
+        scale = select(better, fitted, scale)
+        best = select(better, fitted * wqx, best)
+    return select(magnitude < splat(TINY), zero, scale)
 
 
-@numba.njit(error_model="numpy", boundscheck=False)
-def _find_largest(x, largest, magnitude):
-    """Each lane's number of largest magnitude, the first of several, and its magnitude."""
-    for r in range(LANES):
-        largest[r] = _ZERO
-        magnitude[r] = _ZERO
-    for i in range(POSITIONS):
-        for r in range(LANES):
-            here = x[i, r]
-            size = abs(here)
-            larger = size > magnitude[r]
-            largest[r] = here if larger else largest[r]
-            magnitude[r] = size if larger else magnitude[r]
-
-
-@numba.njit(error_model="numpy", boundscheck=False)
-def _sums(x, w, inverse, wqx, wqq):
-    """sum(w q x) and sum(w q²) of each lane, for levels found with ``inverse``; [LANES] each."""
-    for r in range(LANES):
-        wqx[r] = _ZERO
-        wqq[r] = _ZERO
-    for i in range(POSITIONS):
-        for r in range(LANES):
-            q = nearest_level(inverse[r] * x[i, r])
-            wq = w[i, r] * q
-            wqx[r] += wq * x[i, r]
-            wqq[r] += wq * q
+@compiled
+def _sums(x, w, inverse):
+    """sum(w q x) and sum(w q²) of the levels q that x times ``inverse`` is nearest to."""
+    wqx = wqq = splat(_ZERO)
+    for k in range(0, BLOCK * LANES, LANES):
+        value = load(x, k)
+        q = nearest_level(inverse * value)
+        wq = load(w, k) * q
+        wqx += wq * value
+        wqq += wq * q
+    return wqx, wqq

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numba
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from labkit import models
 from labkit.core.errors import CalibrationError, NonFiniteError
 from labkit.peers import ggml
 from labkit.quantize import gguf, iq4, iq4_numba, iq4_search_numba
+from labkit.quantize.lanes import LANES, load, store, store_bytes
 from tests.quantize.gguf_inputs import FLOAT, importances, weights
 
 TYPES = ("IQ4_NL", "IQ4_XS")
@@ -111,12 +113,20 @@ def _around_the_boundaries():
     return np.concatenate([near.ravel(), FLOAT([0, -0.0, np.inf, -np.inf, np.nan])])
 
 
-def test_counting_boundaries_finds_the_nearest_level():
-    x = _around_the_boundaries()
+@numba.njit
+def _with_lanes(x, levels, codes):
+    for start in range(0, len(x), LANES):
+        lanes = load(x, start)
+        store(levels, start, iq4_search_numba.nearest_level(lanes))
+        store_bytes(codes, start, iq4_search_numba.nearest_index(lanes))
+
+
+def test_compiled_nearest_level_is_the_same():
+    x = np.resize(_around_the_boundaries(), 2**17)
+    levels, codes = np.empty_like(x), np.empty(x.size, np.uint8)
+    _with_lanes(x, levels, codes)
     expected = iq4.nearest_level(x)
-    indices = [iq4_search_numba.nearest_index.py_func(number) for number in x]
-    levels = [iq4_search_numba.nearest_level.py_func(number) for number in x]
-    np.testing.assert_array_equal(indices, expected)
+    np.testing.assert_array_equal(codes & 15, expected)
     np.testing.assert_array_equal(levels, iq4.LEVELS[expected])
 
 
