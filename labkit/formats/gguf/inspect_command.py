@@ -14,6 +14,7 @@ from rich.table import Table
 from labkit.core.errors import LabkitError
 
 _LONGEST = 60  # characters of a value
+_NARROWEST = 120  # characters: a number is wrapped by a narrower terminal, and never cut
 
 
 def inspect(
@@ -33,7 +34,7 @@ def inspect(
     if as_json:
         typer.echo(json.dumps(found, indent=1))
         return
-    console = Console()
+    console = Console(width=max(Console().width, _NARROWEST))
     console.print(
         f"[bold]{_shown(found['path'], 1000)}[/bold]: GGUF {found['version']},"
         f" {found['nbytes']:,} bytes, {found['tensor_count']} tensors,"
@@ -41,6 +42,7 @@ def inspect(
         highlight=False,
     )
     for table in (_metadata(found), _types(found), _tensors(found)):
+        console.print()
         console.print(table)
 
 
@@ -53,10 +55,15 @@ def _metadata(found: dict[str, Any]) -> Table:
 
 
 def _value(value: dict[str, Any]) -> str:
+    def text(item: Any) -> str:
+        if isinstance(item, float) and "float32" in value["kind"]:
+            return f"{item:.7g}"  # 1e-05, and not 9.999999747378752e-06
+        return _plain(item)
+
     if "count" not in value:
-        return _shown(value["value"])
+        return _shown(text(value["value"]))
     more = ", ..." if value["count"] > len(value["first"]) else ""
-    items = ", ".join(_plain(item) for item in value["first"])
+    items = ", ".join(map(text, value["first"]))
     return f"{value['count']:,}: {_shown(items)}{more}"
 
 

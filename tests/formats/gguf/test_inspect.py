@@ -30,11 +30,19 @@ def test_tables(tmp_path, run):
     size = path.stat().st_size
     assert f"{size:,} bytes, 4 tensors, 293 weights of 14.580 bits" in " ".join(lines)
     assert "general.architecture string llama" in lines
-    assert "scores array of float32 2: 0.5, -1.0" in lines
+    assert "scores array of float32 2: 0.5, -1" in lines
     assert "Q8_0 1 192 204 " + f"{204 / size:.2%} 8.5" in lines
     begin = size - 32 - 64 - 224 - 256
     assert f"norm.weight F32 64 256 {begin} {256 / size:.2%} 32" in lines
     assert f"half.weight F16 2 x 3 x 5 60 {begin + 480:,} {60 / size:.2%} 16" in lines
+
+
+def test_a_narrow_terminal_cuts_no_number(tmp_path, run, monkeypatch):
+    path = write_example(tmp_path / "a.gguf", {"epsilon": f32(1e-5)})
+    wide = run(path).output
+    monkeypatch.setenv("COLUMNS", "40")
+    assert run(path).output.split() == wide.split()
+    assert "float32 1e-05" in " ".join(wide.split())
 
 
 def test_json(tmp_path, run):
