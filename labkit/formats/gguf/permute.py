@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from labkit.core.errors import ShapeError
+from labkit.core.errors import ModelError
 from labkit.formats.gguf.names import Change
 
 
@@ -25,7 +25,7 @@ def row_order(change: Change, rows: int, heads: int, kv_heads: int) -> np.ndarra
         rows: of the weight, or length of the bias.
         heads, kv_heads: of queries, and of keys and values.
 
-    Raises ShapeError when the heads do not divide the rows.
+    Raises ModelError when the heads do not divide the rows.
     """
     if change == "rope_q":
         return _interleaved(rows, heads)
@@ -57,7 +57,7 @@ def _gathered(rows: int, heads: int) -> np.ndarray:
 
 def _require(rows: int, heads: int, parts: int) -> None:
     if heads < 1 or rows % (heads * parts):
-        raise ShapeError(
+        raise ModelError(
             f"{rows} rows cannot be {heads} heads of {parts} equal parts",
-            remedy="config.json and the tensors must belong together.",
+            remedy="Settings and tensors must belong together.",
         )

@@ -58,6 +58,9 @@ def rope_of(config: Mapping[str, Any]) -> Rope:
         )
     if kind == "yarn":
         _require_plain_yarn(said)
+    if kind == "longrope":  # transformers 4 keeps it beside the scaling
+        key = "original_max_position_embeddings"
+        said.setdefault(key, config.get(key) or config.get("max_position_embeddings"))
     settings = {key: value for key, value in said.items() if value is not None}
     return Rope(float(base), None if local is None else float(local), kind, settings)
 

@@ -66,8 +66,9 @@ def _llama3(source: Source, base: float, head_size: int) -> dict[str, Any]:
     """The settings that give these factors; only the largest factor can be read off them."""
     factors = np.array(_floats(source, "rope_freqs.weight"), np.float32)
     settings = {"rope_type": "llama3", "factor": float(factors.max(initial=0.0)), **_LLAMA3}
-    expected = llama3_factors(Rope(base, None, "llama3", settings), head_size)
-    if expected.shape != factors.shape or not np.allclose(expected, factors, rtol=1e-4):
+    rope = Rope(base, None, "llama3", settings)
+    fits = len(factors) == head_size // 2 and np.isfinite(factors).all() and factors.min() > 0
+    if not fits or not np.allclose(llama3_factors(rope, head_size), factors, rtol=1e-4):
         raise FormatError(
             "rope_freqs.weight holds no factors of Llama 3.1's rule",
             where=source.where,

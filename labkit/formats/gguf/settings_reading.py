@@ -73,6 +73,12 @@ class Source:
 def config_of(source: Source, naming: Naming) -> dict[str, Any]:
     """config.json, without the tokenizer's ids. Raises FormatError."""
     kind = naming.model_type
+    if source.count("block_count") > len(source.shapes):
+        raise FormatError(
+            f"{source.count('block_count')} blocks of {len(source.shapes)} tensors",
+            where=source.where,
+            remedy="Fetch the file again.",
+        )
     hidden, heads = source.count("embedding_length"), source.count("attention.head_count")
     if hidden % heads and not source.get("attention.key_length"):
         raise FormatError(f"{heads} heads in {hidden} columns", where=source.where)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labkit.core.errors import ModelError, ShapeError
+from labkit.core.errors import ModelError
 from labkit.formats.gguf.names import NAMINGS, Naming, naming_for, naming_of
 from labkit.formats.gguf.permute import inverse, row_order
 from labkit.models.families_table import FAMILIES
@@ -103,5 +103,5 @@ def test_other_changes_keep_the_order(change: str) -> None:
 
 @pytest.mark.parametrize(("change", "rows"), [("rope_q", 9), ("rope_q", 6), ("qkv_by_head", 8)])
 def test_heads_that_do_not_fit_are_refused(change: str, rows: int) -> None:
-    with pytest.raises(ShapeError, match=f"{rows} rows"):
+    with pytest.raises(ModelError, match=f"{rows} rows"):
         row_order(change, rows, heads=2, kv_heads=2)
