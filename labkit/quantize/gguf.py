@@ -29,11 +29,11 @@ from labkit.quantize.gguf_types import BlockType, block_type, row_bytes
 
 Loop = Literal["numba", "plain"]
 
-_FLOATS = ("F32", "F16", "BF16")
+# The module of F32, F16 and BF16, both ways.
+_FLOATS = "gguf_floats"
 _LEGACY = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 # Type -> module of the plain encoder; the fast one is in the module of that name and "_numba".
 ENCODERS = {
-    **dict.fromkeys(_FLOATS, "gguf_floats"),
     **dict.fromkeys(_LEGACY, "legacy_blocks"),
     "MXFP4": "mxfp4",
     **dict.fromkeys(("Q2_K", "Q4_K", "Q5_K"), "kquants"),
@@ -41,7 +41,6 @@ ENCODERS = {
     **dict.fromkeys(("IQ4_NL", "IQ4_XS"), "iq4"),
 }
 DECODERS = {
-    **dict.fromkeys(_FLOATS, "gguf_floats"),
     **dict.fromkeys((*_LEGACY, "MXFP4", "IQ4_NL"), "block_decode"),
     **dict.fromkeys(("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"), "super_block_decode"),
 }
@@ -110,7 +109,7 @@ def dequantize(
     rows = _block_rows(blocks, kind)
     columns = rows.shape[1] // kind.nbytes * kind.weights
     out = np.empty((rows.shape[0], columns), np.float32)
-    decode = _module(DECODERS[type_name], loop).DECODE[type_name]
+    decode = _module(DECODERS.get(type_name, _FLOATS), loop).DECODE[type_name]
     if loop == "numba":
         # Compiled loops take a read-only array for another type: a copy is cheaper, it is small.
         whole = np.ascontiguousarray(rows)
@@ -124,8 +123,8 @@ def dequantize(
 
 def _encoder(type_name: str, loop: Loop, threads: int | None):
     """f(x float32 [rows, columns], importance float32 [columns] or None, out uint8)."""
-    module = _module(ENCODERS[type_name], loop)
-    if loop == "numba" and type_name in _FLOATS:
+    module = _module(ENCODERS.get(type_name, _FLOATS), loop)
+    if loop == "numba" and type_name not in ENCODERS:
         into = module.ENCODE_INTO[type_name]
         return lambda x, importance, out: into(x, out, _threads(threads))
     encode = module.ENCODE[type_name]

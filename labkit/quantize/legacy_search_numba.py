@@ -16,8 +16,7 @@ from labkit.quantize.lanes import LANES, absolute, load, select, splat, store, t
 from labkit.quantize.legacy_rounding_numba import write_codes, write_half
 
 _SIZE = 32
-_ZERO, _ONE = np.float32(0), np.float32(1)
-_NONE = np.int32(0)
+_ZERO = np.float32(0)
 
 
 @numba.njit(error_model="numpy")
@@ -91,8 +90,8 @@ def symmetric_search(x, weight, codes, levels):
             square_sum += w * code * code
         fitted = product_sum / square_sum
         if candidate == 0:
-            # Taken as it is, if there is one: sums of 0 give no scale.
-            scale = select((square_sum > zero) | (square_sum < zero), fitted, zero)
+            # Taken as it is, NaN and all; only a sum of 0 gives no scale.
+            scale = select(square_sum == zero, zero, fitted)
             best, kept = scale * product_sum, inverse
         else:
             better = (square_sum > zero) & (product_sum * product_sum > best * square_sum)
