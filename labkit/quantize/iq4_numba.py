@@ -13,7 +13,7 @@ from labkit.quantize.gguf_threads import run
 from labkit.quantize.half_numba import to_half
 from labkit.quantize.iq4_search_numba import BLOCK, nearest_index, search_scale
 from labkit.quantize.lanes import LANES, load, splat, square_root, store, store_bytes
-from labkit.quantize.symmetric_search_numba import nearest_int
+from labkit.quantize.symmetric_packing_numba import nearest_int
 
 _SUPER_BLOCK = 8  # blocks
 _NONE = np.zeros(0, np.float32)

@@ -5,30 +5,39 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from labkit.quantize.symmetric_search_numba import LANES, nearest_int
+from labkit.quantize.lanes import LANES, load, splat, store_bytes
+from labkit.quantize.symmetric_search_numba import compiled, round_to
+
+_ROUND = np.float32(1.5 * 2**23)
+_FRACTION = np.int32(0x7FFFFF)
+_HALF_WAY = np.int32(0x400000)
 
 
-@numba.njit(error_model="numpy", boundscheck=False)
-def round_again(block, lane, blocks, steps, q, levels, codes):
-    """Codes + levels of a super-block for the scales as they are stored.
+@numba.njit(inline="always", error_model="numpy")
+def nearest_int(x):
+    """As `labkit.quantize.kquants_symmetric.nearest_int`, for one number, NaN and all."""
+    bits = np.float32(x + _ROUND).view(np.int32)
+    return np.int32((bits & _FRACTION) - _HALF_WAY)
+
+
+@compiled
+def round_again(x, start, j, step, q, tile, levels, codes):
+    """Codes + levels of sub-block ``j`` for its scale as it is stored, ``step``.
 
     Args:
-        block, blocks: the super-block is blocks[block].
-        lane: of its first sub-block in the tile ``q``, the codes of the search, which stay where
-            a stored scale is 0.
-        steps: float32 [256], written out: each weight's scale.
-        codes: uint8 [256]; written.
+        x: float32; the super-block is at ``start``.
+        q: float32; at ``tile`` are the codes of the search, which stay where ``step`` is 0.
+        codes: uint8 [256]; 16 of them are written.
     """
-    for i in range(256):
-        code = nearest_int(blocks[block, i] / steps[i])
-        codes[i] = np.uint8(min(max(code, -levels), levels - np.int32(1)) + levels)
-    for j in range(16):
-        if steps[16 * j] == np.float32(0):
-            for i in range(16):
-                codes[16 * j + i] = np.uint8(np.int32(q[i * LANES + lane + j]) + levels)
+    if step != np.float32(0):
+        code = round_to(load(x, start + 16 * j) / splat(step), levels)
+        store_bytes(codes, 16 * j, code + splat(np.int32(levels)))
+        return
+    for i in range(16):
+        codes[16 * j + i] = np.uint8(np.int32(q[tile + i * LANES + j]) + levels)
 
 
-@numba.njit(error_model="numpy", boundscheck=False)
+@compiled
 def pack_q6_k(block, codes, out):
     """Low 4 bits to bytes 0..127, high 2 bits to 128..191; sub-scales and d are there already."""
     for half in range(2):
@@ -42,7 +51,7 @@ def pack_q6_k(block, codes, out):
             )
 
 
-@numba.njit(error_model="numpy", boundscheck=False)
+@compiled
 def pack_q3_k(block, lane, codes, stored, out):
     """Third bits to bytes 0..31, low 2 bits to 32..95, the lane's sub-scales to 96..107."""
     for i in range(32):

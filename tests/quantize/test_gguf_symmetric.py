@@ -15,7 +15,7 @@ from labkit.quantize import (
     gguf,
     kquants_symmetric,
     kquants_symmetric_numba,
-    symmetric_search_numba,
+    symmetric_packing_numba,
 )
 from tests.quantize.gguf_inputs import FLOAT, importances, weights
 
@@ -118,7 +118,7 @@ def test_a_scale_beyond_float16_is_refused(type_name):
 )
 def test_nearest_int_rounds_to_even_and_takes_anything(x, expected):
     assert kquants_symmetric.nearest_int(FLOAT(x)).tolist() == expected
-    compiled = symmetric_search_numba.nearest_int
+    compiled = symmetric_packing_numba.nearest_int
     assert [compiled(number) for number in FLOAT(x)] == expected
 
 
