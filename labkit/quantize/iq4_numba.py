@@ -76,9 +76,10 @@ def _encode_groups(first, x, importance, group, out):
             inverse[g] = _write_scale(scale[g], first + g, out)
         else:
             _write_scales(g * group, scale, inverse, first + g, out)
+    codes = np.empty(BLOCK, np.uint8)
     for b in range(blocks):
         at = out.shape[1] - 16 * group + 16 * (b % group)
-        _write_codes(x, (block + b) * BLOCK, inverse[b], first + b // group, at, out)
+        _write_codes(x, (block + b) * BLOCK, inverse[b], first + b // group, at, codes, out)
 
 
 @numba.njit(error_model="numpy", boundscheck=False)
@@ -110,9 +111,8 @@ def _write_scales(lane, scale, inverse, block, out):
 
 
 @numba.njit(error_model="numpy", boundscheck=False)
-def _write_codes(x, start, inverse, block, at, out):
+def _write_codes(x, start, inverse, block, at, codes, out):
     """A block's 16 bytes from ``at`` on: byte i holds codes i and, in its high bits, i + 16."""
-    codes = np.empty(BLOCK, np.uint8)
     for half in range(0, BLOCK, LANES):
         store_bytes(codes, half, nearest_index(splat(inverse) * load(x, start + half)))
     for i in range(16):
