@@ -84,7 +84,7 @@ class LearnedClip(nn.Module):
         return _LearnedClip.apply(x, self.alpha.clamp(min=_LEAST), low, scale, self.scheme)
 
     def penalty(self) -> Tensor:
-        """alpha², to be added to the loss with a small factor (the paper: that of the weight decay)."""
+        """alpha², for the loss, with a small factor (in the paper that of the weight decay)."""
         return self.alpha.square()
 
     def qparams(self) -> tuple[Tensor, Tensor]:
