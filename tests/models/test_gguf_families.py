@@ -27,7 +27,7 @@ def largest_difference(
     model: torch.nn.Module, path: Path, length: int = 24, context: int = 256
 ) -> float:
     ids = tokens(1, length)
-    ours = model(ids).logits[0].numpy()
+    ours = _eager(model)(ids).logits[0].numpy()
     with LlamaCpp(path, context) as llama:
         return float(np.abs(llama.logits(ids[0].tolist()) - ours).max())
 
@@ -48,7 +48,7 @@ def test_it_comes_back_to_the_bit(family: str, tmp_path: Path) -> None:
     from_gguf(tmp_path / "model.gguf", tmp_path / "back")
     back = _load(tmp_path / "back")
     ids = tokens(2, 8)  # within Mistral's window, which GGUF does not keep
-    assert torch.equal(model(ids).logits, back(ids).logits)
+    assert torch.equal(_eager(model)(ids).logits, back(ids).logits)
     for ours, theirs in zip(model.state_dict().items(), back.state_dict().items(), strict=True):
         name, weight = ours
         if family.startswith("gemma") and "norm" in name:  # 1 + w is kept, and that is what counts
@@ -81,10 +81,12 @@ def test_settings_that_change_the_function(
     family: str, changes: dict[str, object], tmp_path: Path
 ) -> None:
     model = tiny(family, **changes)
+    if "layer_types" in changes and "layer_types" not in type(model.config)().to_dict():
+        pytest.skip("this version of transformers cannot choose the layers that slide")
     to_gguf((model, None), tmp_path / "model.gguf", "F32")
     assert largest_difference(model, tmp_path / "model.gguf") < TOLERANCE.get(family, EXACT)
     from_gguf(tmp_path / "model.gguf", tmp_path / "back")
-    ids = tokens(2, 12)
+    ids = tokens(2, 8)
     assert torch.equal(model(ids).logits, _load(tmp_path / "back")(ids).logits)
 
 
@@ -114,10 +116,10 @@ def test_long_contexts(kind: str, tmp_path: Path) -> None:
 
 
 def test_longrope_short_and_long(tmp_path: Path) -> None:
-    scaling = {"type": "longrope", "rope_type": "longrope"}
+    scaling = {"type": "longrope"}
     scaling |= {"long_factor": [4.0] * 8, "short_factor": [1.5] * 8}
     original = {"original_max_position_embeddings": 256}
-    changes = {"rope_scaling": {**scaling, **original}, "max_position_embeddings": 512, **original}
+    changes = {"rope_scaling": scaling, "max_position_embeddings": 512, **original}
     model = tiny("phi3", **changes)
     done = to_gguf((model, None), tmp_path / "model.gguf", "F32")
     # llama.cpp chooses by its context, torch by the text.
@@ -181,7 +183,13 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(
 def _load(folder: Path) -> torch.nn.Module:
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder).eval()
+    return _eager(AutoModelForCausalLM.from_pretrained(folder).eval())
+
+
+def _eager(model: torch.nn.Module) -> torch.nn.Module:
+    """Attention in torch's plain way: fused ones leave Gemma 2's soft cap out."""
+    model.config._attn_implementation = "eager"
+    return model
 
 
 def test_the_bundled_model_to_a_thousandth(tmp_path: Path) -> None:

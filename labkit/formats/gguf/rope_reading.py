@@ -37,8 +37,7 @@ def _scaling(source: Source, base: float, head_size: int) -> dict[str, Any] | No
         return _llama3(source, base, head_size)
     if "rope_factors_long.weight" in source.shapes:
         return {
-            "rope_type": "longrope",
-            "type": "longrope",
+            "type": "longrope",  # transformers 4 takes three fields and no more
             **{
                 f"{which}_factor": _floats(source, f"rope_factors_{which}.weight")
                 for which in ("long", "short")

@@ -136,8 +136,7 @@ def _window(config: Mapping[str, Any], settings: Settings) -> tuple[dict[str, Va
             return {}, []
         every = _FULL_EVERY[settings.model_type]
         usual = [(layer + 1) % every != 0 for layer in range(settings.layers)]
-        kinds = config.get("layer_types")
-        sliding = usual if kinds is None else [kind == "sliding_attention" for kind in kinds]
+        sliding = _sliding(config, settings.layers, usual)
         if not any(sliding):
             # llama.cpp ends the process when it is told of a window that no layer has.
             if settings.model_type == "gemma3_text":
@@ -154,6 +153,15 @@ def _window(config: Mapping[str, Any], settings: Settings) -> tuple[dict[str, Va
         f"llama.cpp runs {settings.model_type} without its sliding window: beyond {size} tokens "
         "of context it computes something else"
     ]
+
+
+def _sliding(config: Mapping[str, Any], layers: int, usual: list[bool]) -> list[bool]:
+    """Which layers have the window: transformers 4 says it by a number, 5 layer by layer."""
+    if isinstance(every := config.get("sliding_window_pattern"), int):
+        return [(layer + 1) % every != 0 for layer in range(layers)]
+    if kinds := config.get("layer_types"):
+        return [kind == "sliding_attention" for kind in kinds]
+    return usual
 
 
 def _require_same_function(config: Mapping[str, Any], settings: Settings) -> None:
