@@ -1,7 +1,7 @@
 """The decoders of `labkit.quantize.block_decode`, compiled: the same bits.
 
-The compiler makes vector instructions of the loop over the bytes of a block, but only where its
-length is not a constant (`range(qs.size)`): a constant one is unrolled, and stays scalar.
+Sixteen bytes at a time become the codes of sixteen neighbouring weights, one value of
+`labkit.quantize.lanes`, where no bits are missing; the other loops are left to the compiler.
 """
 
 from __future__ import annotations
@@ -13,36 +13,36 @@ from labkit.quantize.block_decode import FP4_LEVELS, IQ4_LEVELS, half_power
 from labkit.quantize.gguf_threads import share
 from labkit.quantize.gguf_types import BLOCK_TYPES
 from labkit.quantize.half_numba import from_half
+from labkit.quantize.lanes import load_bytes, splat, store, to_floats
 
 _POWERS = half_power(np.arange(256, dtype=np.uint8))
+_FOUR, _EIGHT, _FIFTEEN = np.int32(4), np.int32(8), np.int32(15)
+_TOP, _BYTE = np.int32(128), np.int32(255)
+
+_inlined = numba.njit(error_model="numpy", boundscheck=False)
+_compiled = numba.njit(cache=True, error_model="numpy", boundscheck=False, nogil=True)
 
 
-@numba.njit(cache=True, error_model="numpy", nogil=True)
+@_compiled
 def _q4_0(blocks, out):
     for i in range(blocks.shape[0]):
-        block, low, high = blocks[i], out[i, 0:16], out[i, 16:32]
-        d = from_half(block[0], block[1])
-        qs = block[2:18]
-        for j in range(qs.size):
-            byte = np.int32(qs[j])
-            low[j] = np.float32(np.int32((byte & 15) - 8)) * d
-            high[j] = np.float32(np.int32((byte >> 4) - 8)) * d
+        block, values = blocks[i], out[i]
+        d, byte = splat(from_half(block[0], block[1])), load_bytes(block, 2)
+        store(values, 0, to_floats((byte & splat(_FIFTEEN)) - splat(_EIGHT)) * d)
+        store(values, 16, to_floats((byte >> splat(_FOUR)) - splat(_EIGHT)) * d)
 
 
-@numba.njit(cache=True, error_model="numpy", nogil=True)
+@_compiled
 def _q4_1(blocks, out):
     for i in range(blocks.shape[0]):
-        block, low, high = blocks[i], out[i, 0:16], out[i, 16:32]
-        d = from_half(block[0], block[1])
-        m = from_half(block[2], block[3])
-        qs = block[4:20]
-        for j in range(qs.size):
-            byte = np.int32(qs[j])
-            low[j] = np.float32(np.int32(byte & 15)) * d + m
-            high[j] = np.float32(np.int32(byte >> 4)) * d + m
+        block, values = blocks[i], out[i]
+        d, m = splat(from_half(block[0], block[1])), splat(from_half(block[2], block[3]))
+        byte = load_bytes(block, 4)
+        store(values, 0, to_floats(byte & splat(_FIFTEEN)) * d + m)
+        store(values, 16, to_floats(byte >> splat(_FOUR)) * d + m)
 
 
-@numba.njit(inline="always", error_model="numpy")
+@_inlined
 def _fifth_bits(block, first):
     """The 32 bits of bytes ``first`` to ``first + 3``, as an int32."""
     low = np.int32(block[first]) | (np.int32(block[first + 1]) << 8)
@@ -50,7 +50,7 @@ def _fifth_bits(block, first):
     return np.int32(low | (high << 16))
 
 
-@numba.njit(cache=True, error_model="numpy", nogil=True)
+@_compiled
 def _q5_0(blocks, out):
     for i in range(blocks.shape[0]):
         block, values = blocks[i], out[i]
@@ -64,7 +64,7 @@ def _q5_0(blocks, out):
             values[j + 16] = np.float32(np.int32(high - 16)) * d
 
 
-@numba.njit(cache=True, error_model="numpy", nogil=True)
+@_compiled
 def _q5_1(blocks, out):
     for i in range(blocks.shape[0]):
         block, values = blocks[i], out[i]
@@ -79,17 +79,22 @@ def _q5_1(blocks, out):
             values[j + 16] = np.float32(high) * d + m
 
 
-@numba.njit(cache=True, error_model="numpy", nogil=True)
+@_inlined
+def _signed(byte):
+    """Two's complement: bytes 128 to 255 mean -128 to -1."""
+    return ((byte + splat(_TOP)) & splat(_BYTE)) - splat(_TOP)
+
+
+@_compiled
 def _q8_0(blocks, out):
     for i in range(blocks.shape[0]):
         block, values = blocks[i], out[i]
-        d = from_half(block[0], block[1])
-        qs = block[2:34]
-        for j in range(qs.size):
-            values[j] = np.float32(np.int32(np.int8(qs[j]))) * d
+        d = splat(from_half(block[0], block[1]))
+        store(values, 0, to_floats(_signed(load_bytes(block, 2))) * d)
+        store(values, 16, to_floats(_signed(load_bytes(block, 18))) * d)
 
 
-@numba.njit(cache=True, error_model="numpy", nogil=True)
+@_compiled
 def _iq4_nl(blocks, out):
     for i in range(blocks.shape[0]):
         block, values = blocks[i], out[i]
@@ -100,7 +105,7 @@ def _iq4_nl(blocks, out):
             values[j + 16] = d * IQ4_LEVELS[byte >> 4]
 
 
-@numba.njit(cache=True, error_model="numpy", nogil=True)
+@_compiled
 def _mxfp4(blocks, out):
     for i in range(blocks.shape[0]):
         block, values = blocks[i], out[i]

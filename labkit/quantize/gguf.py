@@ -45,7 +45,7 @@ DECODERS = {
     **dict.fromkeys(("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"), "super_block_decode"),
 }
 # Weights that are worked on at a time: the plain versions keep a dozen arrays of that size.
-_CHUNK = {"numba": 2**22, "plain": 2**19}
+_CHUNK = {"numba": 2**23, "plain": 2**19}
 
 
 def quantize(

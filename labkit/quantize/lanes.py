@@ -128,6 +128,18 @@ def load(typing_context, array, start):
 
 
 @intrinsic
+def load_bytes(typing_context, array, start):
+    """array[start : start + 16] of a contiguous uint8 array, as int32; nothing is checked."""
+
+    def generate(context, builder, signature, arguments):
+        low = ir.VectorType(ir.IntType(8), LANES)
+        place = _address(context, builder, signature.args[0], *arguments, low)
+        return builder.zext(builder.load(place, align=1), _IR[INTS])
+
+    return INTS(array, types.intp), generate
+
+
+@intrinsic
 def store(typing_context, array, start, value):
     """array[start : start + 16] = value, for a contiguous float32 array; nothing is checked."""
 

@@ -87,3 +87,14 @@ def test_floats_and_integers_do_not_mix():
 
     with pytest.raises(numba.TypingError):
         mixed(np.zeros(LANES, np.float32))
+
+
+@numba.njit(error_model="numpy")
+def _widen(block, out):
+    lanes.store(out, 0, lanes.to_floats(lanes.load_bytes(block, 3)))
+
+
+def test_bytes_are_loaded_without_a_sign():
+    block, out = np.arange(250, 250 + 19).astype(np.uint8), np.empty(LANES, np.float32)
+    _widen(block, out)
+    np.testing.assert_array_equal(out, block[3:].astype(np.float32))
