@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from labkit.core.errors import CalibrationError, ModelError, ShapeError
 from labkit.core.finite import require_finite
-from labkit.training.layers import QatConv2d, require_convolvable
+from labkit.training.layers import QatConv2d, convolution_like, require_convolvable
 
 Folds = TypeVar("Folds", nn.Conv2d, nn.Linear)
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
@@ -58,10 +58,13 @@ def fold_batch_norm(layer: Folds, norm: BatchNorm) -> Folds:
             where="batch norm",
             remedy="Fold a norm into the layer whose outputs it reads.",
         )
-    folded = _with_bias(layer)
+    if isinstance(layer, nn.Linear):
+        folded = nn.Linear(layer.in_features, layer.out_features, device="meta")
+    else:
+        folded = convolution_like(layer, nn.Conv2d, bias=True)
     bias = torch.zeros_like(offset) if layer.bias is None else layer.bias
-    folded.weight.copy_(layer.weight * _by_row(factor, layer.weight))
-    folded.bias.copy_(bias * factor + offset)
+    folded.weight = nn.Parameter(layer.weight * _by_row(factor, layer.weight))
+    folded.bias = nn.Parameter(bias * factor + offset)
     return folded.train(layer.training)
 
 
@@ -97,24 +100,6 @@ def factor_and_offset(norm: BatchNorm) -> tuple[Tensor, Tensor]:
     return factor, beta - norm.running_mean * factor
 
 
-def _with_bias(layer: Folds) -> Folds:
-    """A float layer of the same shape that has a bias."""
-    if isinstance(layer, nn.Linear):
-        new = nn.Linear(layer.in_features, layer.out_features)
-    else:
-        new = nn.Conv2d(
-            layer.in_channels,
-            layer.out_channels,
-            layer.kernel_size,
-            layer.stride,
-            layer.padding,
-            layer.dilation,
-            layer.groups,
-            padding_mode=layer.padding_mode,
-        )
-    return new.to(layer.weight.device, layer.weight.dtype)
-
-
 def _by_row(values: Tensor, weight: Tensor) -> Tensor:
     return values.reshape(-1, *(1,) * (weight.ndim - 1))
 
@@ -146,18 +131,7 @@ class QatConvBn2d(nn.Conv2d):
         """
         fold_batch_norm(layer, norm)  # refuses what could not be exported later
         require_convolvable(weight_quant, input_quant)
-        new = cls(
-            layer.in_channels,
-            layer.out_channels,
-            layer.kernel_size,
-            layer.stride,
-            layer.padding,
-            layer.dilation,
-            layer.groups,
-            layer.bias is not None,
-            layer.padding_mode,
-            device="meta",
-        )
+        new = convolution_like(layer, cls)
         new.weight, new.bias, new.norm = layer.weight, layer.bias, norm
         new.weight_quant, new.input_quant = weight_quant, input_quant
         return new.train(layer.training)

@@ -27,7 +27,13 @@ from labkit.training.integer_layers import (
     integer_convolution,
     integer_linear,
 )
-from labkit.training.layers import QatConv2d, QatEmbedding, QatLinear, exported_weight
+from labkit.training.layers import (
+    QatConv2d,
+    QatEmbedding,
+    QatLinear,
+    convolution_like,
+    exported_weight,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -124,7 +130,8 @@ def _integer_module(layer: nn.Module) -> nn.Module:
         return integer_convolution(layer)
     new = integer_linear(layer)
     if layer.output_quant is not None:
-        layer.output_quant(torch.zeros(1, layer.out_features))  # refuses one that saw nothing
+        nothing = torch.zeros(1, layer.out_features, device=layer.weight.device)
+        layer.output_quant(nothing)  # refuses to be exported before it saw anything
         new.register_forward_hook(_rounding(layer.output_quant))
     return new.eval()
 
@@ -146,18 +153,7 @@ def _plain_layer(layer: nn.Module) -> nn.Module:
         rows, columns = layer.weight.shape
         new = nn.Linear(columns, rows, layer.bias is not None, device="meta")
     else:
-        new = nn.Conv2d(
-            layer.in_channels,
-            layer.out_channels,
-            layer.kernel_size,
-            layer.stride,
-            layer.padding,
-            layer.dilation,
-            layer.groups,
-            layer.bias is not None,
-            layer.padding_mode,
-            device="meta",
-        )
+        new = convolution_like(layer, nn.Conv2d)
     new.weight = nn.Parameter(exported_weight(layer).dequantize(), requires_grad=False)
     if getattr(layer, "bias", None) is not None:
         new.bias = nn.Parameter(layer.bias.detach().clone(), requires_grad=False)

@@ -17,7 +17,13 @@ from labkit.nn.quantized_linear import QuantizedLinear
 from labkit.quantize.activation import ActivationQuantizer, Dynamic, Static
 from labkit.training.batch_norm import QatConvBn2d
 from labkit.training.fake_quant import FakeQuant
-from labkit.training.layers import QatConv2d, QatLinear, Rounder, exported_weight
+from labkit.training.layers import (
+    QatConv2d,
+    QatLinear,
+    Rounder,
+    convolution_like,
+    exported_weight,
+)
 
 
 class IntegerLinear(nn.Module):
@@ -84,7 +90,7 @@ class IntegerConv2d(nn.Module):
         super().__init__()
         self.quantized, self.activation = weight, activation
         self.bias = None if layer.bias is None else layer.bias.detach()
-        self._convolve = layer._conv_forward
+        self._convolve = convolution_like(layer, nn.Conv2d)._conv_forward
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ it is added in 32 bits. What rounds is any of `FakeQuant`, `LearnedScale` and `L
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -113,18 +113,7 @@ class QatConv2d(nn.Conv2d):
                 other than by tensor (one scale for all places that a kernel sees).
         """
         require_convolvable(weight_quant, input_quant)
-        new = cls(
-            layer.in_channels,
-            layer.out_channels,
-            layer.kernel_size,
-            layer.stride,
-            layer.padding,
-            layer.dilation,
-            layer.groups,
-            layer.bias is not None,
-            layer.padding_mode,
-            device="meta",
-        )
+        new = convolution_like(layer, cls)
         new.weight, new.bias = layer.weight, layer.bias
         new.weight_quant, new.input_quant = weight_quant, input_quant
         return new.train(layer.training)
@@ -134,6 +123,31 @@ class QatConv2d(nn.Conv2d):
         if self.input_quant is not None:
             x = self.input_quant(x)
         return self._conv_forward(x, self.weight_quant(self.weight), self.bias)
+
+
+Convolution = TypeVar("Convolution", bound=nn.Conv2d)
+
+
+def convolution_like(
+    layer: nn.Conv2d, kind: type[Convolution], bias: bool | None = None
+) -> Convolution:
+    """A convolution of the same shape, stride and padding, its parameters still without memory.
+
+    Args:
+        bias: whether it has one; None for as `layer` has it.
+    """
+    return kind(
+        layer.in_channels,
+        layer.out_channels,
+        layer.kernel_size,
+        layer.stride,
+        layer.padding,
+        layer.dilation,
+        layer.groups,
+        layer.bias is not None if bias is None else bias,
+        layer.padding_mode,
+        device="meta",
+    )
 
 
 def require_convolvable(weight_quant: Rounder, input_quant: Rounder | None) -> None:

@@ -118,8 +118,9 @@ class LanguageLoss:
             )
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
-        tokens = batch if isinstance(batch, Tensor) else batch.tokens
-        weights = None if isinstance(batch, Tensor) else batch.weights
+        device = next(model.parameters()).device
+        tokens = (batch if isinstance(batch, Tensor) else batch.tokens).to(device)
+        weights = None if isinstance(batch, Tensor) else batch.weights.to(device)
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
         logits = model(input_ids=inputs, use_cache=False).logits
         loss = logits.new_zeros((), dtype=torch.float32)
