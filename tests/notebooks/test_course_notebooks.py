@@ -38,6 +38,7 @@ def test_no_notebook_is_without_a_source():
     assert built == {pair.name for pair in COURSE}
 
 
+@pytest.mark.slow
 @each_notebook
 def test_solved_on_another_machine_every_check_passes_and_nothing_else_changes(pair):
     solved = solve(pair, other_cpu=True)

@@ -191,7 +191,7 @@ def test_damp_is_raised_until_h_can_be_factored_and_reported():
 @pytest.mark.parametrize("route", ["substitution", "inverse"])
 def test_attempts_that_failed_leave_no_trace(route):
     """The factor is written over H: after a failure the next attempt must see H as it was."""
-    weight, columns = torch.randn(6, 768, generator=torch.Generator().manual_seed(1)), 768
+    weight, columns = torch.randn(6, 512, generator=torch.Generator().manual_seed(1)), 512
     matrix = 2.0 * torch.eye(columns)
     matrix[0, 0] = -0.5  # the last entry that the factorisation from behind reaches
     matrix[1, 300] = matrix[300, 1] = 0.25
