@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from labkit.quantize.kquants_symmetric import TINY, largest_of, nearest_int, sum_in_order
+from labkit.quantize.kquants_search import SMALLEST_SCALE, nearest_int, ordered_sum
+from labkit.quantize.kquants_symmetric import largest_of
 
 # ggml-common.h, kvalues_iq4nl.
 LEVELS = np.array(
@@ -21,7 +22,7 @@ _BLOCK = 32
 _TRIES = 7
 
 
-def encode_iq4_nl(x: np.ndarray, importance: np.ndarray | None) -> np.ndarray:
+def encode_iq4_nl(x: np.ndarray, importance: np.ndarray | None = None) -> np.ndarray:
     """float32 [rows, columns] -> uint8 [rows, columns / 32 * 18].
 
     Bytes of a block: 0..1 scale, 2..17 codes.
@@ -38,7 +39,7 @@ def encode_iq4_nl(x: np.ndarray, importance: np.ndarray | None) -> np.ndarray:
     return out.reshape(len(x), -1)
 
 
-def encode_iq4_xs(x: np.ndarray, importance: np.ndarray | None) -> np.ndarray:
+def encode_iq4_xs(x: np.ndarray, importance: np.ndarray | None = None) -> np.ndarray:
     """float32 [rows, columns] -> uint8 [rows, columns / 256 * 136].
 
     Bytes of a super-block: 0..1 d, 2..3 high 2 bits of the sub-scales, 4..7 their low 4 bits,
@@ -86,14 +87,14 @@ def _search_scale(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     best = np.zeros_like(largest)
     for candidate, inverse in enumerate((first, *near)):
         q = LEVELS[nearest_level(inverse[..., None] * x)]
-        wqx = sum_in_order(weight * q * x)
-        wqq = sum_in_order(weight * q * q)
+        wqx = ordered_sum(weight * q * x)
+        wqq = ordered_sum(weight * q * q)
         fitted = np.where(wqq > 0, wqx / wqq, np.float32(0))
         # The first is taken as it is.
         better = (wqq > 0) & (wqx * wqx > best * wqq) if candidate else np.ones_like(wqq, bool)
         scale = np.where(better, fitted, scale)
         best = np.where(better, fitted * wqx, best)
-    return np.where(magnitude < TINY, np.float32(0), scale)
+    return np.where(magnitude < SMALLEST_SCALE, np.float32(0), scale)
 
 
 def _weights(x: np.ndarray, importance: np.ndarray | None, shape: tuple[int, int]) -> np.ndarray:
@@ -103,7 +104,7 @@ def _weights(x: np.ndarray, importance: np.ndarray | None, shape: tuple[int, int
     """
     if importance is None:
         return x * x
-    sigma2 = sum_in_order((x * x).reshape(len(x), -1)) * np.float32(2 / x[0].size)
+    sigma2 = ordered_sum((x * x).reshape(len(x), -1)) * np.float32(2 / x[0].size)
     spread = np.broadcast_to(importance, shape).reshape(x.shape)
     return spread * np.sqrt(sigma2[:, None, None] + x * x)
 

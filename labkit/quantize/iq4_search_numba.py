@@ -17,7 +17,7 @@ import numba
 import numpy as np
 
 from labkit.quantize.iq4 import LEVELS
-from labkit.quantize.kquants_symmetric import TINY
+from labkit.quantize.kquants_search import SMALLEST_SCALE
 from labkit.quantize.lanes import LANES, absolute, bits_of, load, negative, select, splat
 from labkit.quantize.lookup16 import AVAILABLE
 from labkit.quantize.lookup32 import look_up
@@ -108,7 +108,7 @@ def search_scale(x, w):
         better = (wqq > zero) & (wqx * wqx > best * wqq)
         scale = select(better, fitted, scale)
         best = select(better, fitted * wqx, best)
-    return select(magnitude < splat(TINY), zero, scale)
+    return select(magnitude < splat(SMALLEST_SCALE), zero, scale)
 
 
 @compiled

@@ -6,30 +6,20 @@ one float16, d, is shared by all. So the scales cost 0.4 to 0.6 bits a weight in
 
 Byte for byte what quantize_row_q3_K_ref, quantize_row_q3_K_impl, quantize_row_q6_K_ref and
 quantize_row_q6_K_impl of ggml write (llama.cpp of llama-cpp-python 0.3.36). Sums of float32 depend
-on their order, hence the loop over positions: each adds a term to the sums of all blocks at once.
+on their order, and go from the first term to the last.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-# A block whose largest number is smaller than this counts as all zero.
-TINY = np.float32(1e-15)
+from labkit.quantize.kquants_search import SMALLEST_SCALE, nearest_int, ordered_sum
+
 _SUB = 16
 _PASSES = 5
 
 
-def nearest_int(x: np.ndarray) -> np.ndarray:
-    """Round to the nearest integer, ties to even, by ggml's trick: float32 -> int32.
-
-    1.5 * 2^23 is added: there, float32 has steps of 1, so the addition rounds, and the low bits of
-    the sum are the answer. It holds for |x| < 2^22; NaN gives 0, infinity -2^22, as in ggml.
-    """
-    bits = (x + np.float32(1.5 * 2**23)).view(np.int32)
-    return (bits & 0x7FFFFF) - 0x400000
-
-
-def encode_q6_k(x: np.ndarray, importance: np.ndarray | None) -> np.ndarray:
+def encode_q6_k(x: np.ndarray, importance: np.ndarray | None = None) -> np.ndarray:
     """float32 [rows, columns] -> uint8 [rows, columns / 256 * 210].
 
     Bytes of a super-block: 0..127 low 4 bits, 128..191 high 2 bits, 192..207 sub-scales (int8),
@@ -52,11 +42,11 @@ def encode_q6_k(x: np.ndarray, importance: np.ndarray | None) -> np.ndarray:
     out[:, 128:192] = _join(quarters >> 4, 2).reshape(-1, 64)
     out[:, 192:208] = sub_scale.view(np.uint8)
     out[:, 208:210] = d[:, None].view(np.uint8)
-    out[magnitude < TINY] = 0
+    out[magnitude < SMALLEST_SCALE] = 0
     return out.reshape(len(x), -1)
 
 
-def encode_q3_k(x: np.ndarray, importance: np.ndarray | None) -> np.ndarray:
+def encode_q3_k(x: np.ndarray, importance: np.ndarray | None = None) -> np.ndarray:
     """float32 [rows, columns] -> uint8 [rows, columns / 256 * 110].
 
     Bytes of a super-block: 0..31 third bits, 32..95 low 2 bits, 96..107 sub-scales (6 bits),
@@ -70,7 +60,7 @@ def encode_q3_k(x: np.ndarray, importance: np.ndarray | None) -> np.ndarray:
         else:
             weight = _weigh(blocks, _spread(importance, x.shape))
             scale, codes = search_scale(blocks, weight, 4)
-            d, stored = search_scale(scale, sum_in_order(weight), 32)
+            d, stored = search_scale(scale, ordered_sum(weight), 32)
         d = d.astype(np.float16)
         codes = _round_again(blocks, d, stored - 32, codes, 4)
     out = np.zeros((len(blocks), 110), np.uint8)
@@ -106,15 +96,15 @@ def search_scale(x: np.ndarray, weight: np.ndarray, levels: int) -> tuple[np.nda
         inverse = -(levels + np.float32(0.1) * np.float32(step)) / largest
         q = np.clip(nearest_int(inverse[..., None] * x), -levels, levels - 1)
         q_float = q.astype(np.float32)
-        wxq = sum_in_order(weight * x * q_float)
-        wqq = sum_in_order(weight * q_float * q_float)
+        wxq = ordered_sum(weight * x * q_float)
+        wqq = ordered_sum(weight * q_float * q_float)
         fitted = np.where(wqq != 0, wxq / wqq, np.float32(0))
         # The first is taken as it is.
         better = (wqq > 0) & (wxq * wxq > best * wqq) if step else np.ones_like(wqq, bool)
         scale = np.where(better, fitted, scale)
         best = np.where(better, fitted * wxq, best)
         codes = np.where(better[..., None], q + levels, codes)
-    empty = magnitude < TINY
+    empty = magnitude < SMALLEST_SCALE
     return np.where(empty, np.float32(0), scale), np.where(empty[..., None], 0, codes)
 
 
@@ -129,8 +119,8 @@ def _descend(x: np.ndarray, levels: int) -> tuple[np.ndarray, np.ndarray]:
     weight = x * x
     inverse = np.float32(-levels) / largest
     q = np.clip(nearest_int(inverse[..., None] * x), -levels, levels - 1).astype(np.float32)
-    wxq = sum_in_order(weight * x * q)
-    wqq = sum_in_order(weight * q * q)
+    wxq = ordered_sum(weight * x * q)
+    wqq = ordered_sum(weight * q * q)
     for _ in range(_PASSES):
         before = q.copy()
         for i in range(x.shape[-1]):
@@ -149,7 +139,7 @@ def _descend(x: np.ndarray, levels: int) -> tuple[np.ndarray, np.ndarray]:
         if (q == before).all():
             break
     scale = np.where(wqq > 0, wxq / wqq, np.float32(0))
-    empty = magnitude < TINY
+    empty = magnitude < SMALLEST_SCALE
     codes = np.where(empty[..., None], 0, q.astype(np.int32) + levels)
     return np.where(empty, np.float32(0), scale), codes
 
@@ -180,17 +170,9 @@ def largest_of(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return largest[..., 0], np.take_along_axis(magnitude, where, -1)[..., 0]
 
 
-def sum_in_order(terms: np.ndarray) -> np.ndarray:
-    """Sum over the last axis, one term after the other."""
-    total = np.zeros(terms.shape[:-1], np.float32)
-    for i in range(terms.shape[-1]):
-        total += terms[..., i]
-    return total
-
-
 def _weigh(x: np.ndarray, importance: np.ndarray) -> np.ndarray:
     """Importance, times the root of x² and of twice the super-block's mean square."""
-    squares = sum_in_order((x * x).reshape(len(x), -1))
+    squares = ordered_sum((x * x).reshape(len(x), -1))
     sigma2 = np.float32(2) * squares / np.float32(x[0].size)
     return importance * np.sqrt(sigma2[:, None, None] + x * x)
 

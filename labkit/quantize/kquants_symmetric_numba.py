@@ -12,7 +12,7 @@ import numpy as np
 
 from labkit.quantize.gguf_threads import run
 from labkit.quantize.half_numba import from_half, to_half
-from labkit.quantize.kquants_symmetric import TINY
+from labkit.quantize.kquants_search import SMALLEST_SCALE
 from labkit.quantize.lanes import LANES, load, splat, square_root, store
 from labkit.quantize.symmetric_packing_numba import nearest_int, pack_q3_k, pack_q6_k, round_again
 from labkit.quantize.symmetric_search_numba import TILE, TILES, compiled, descend, search_scales
@@ -80,7 +80,7 @@ def _encode_q6_k(first, x, importance, out):
     codes = np.empty(_SUPER, np.uint8)
     for b in range(blocks):
         largest, magnitude = _largest_of_sixteen(scale, 16 * b, 1)
-        if magnitude < TINY:
+        if magnitude < SMALLEST_SCALE:
             out[first + b, :] = 0
             continue
         inverse = np.float32(-128) / largest

@@ -15,7 +15,7 @@ _HALF_WAY = np.int32(0x400000)
 
 @numba.njit(inline="always", error_model="numpy")
 def nearest_int(x):
-    """As `labkit.quantize.kquants_symmetric.nearest_int`, for one number, NaN and all."""
+    """As `labkit.quantize.kquants_search.nearest_int`, for one number, NaN and all."""
     bits = np.float32(x + _ROUND).view(np.int32)
     return np.int32((bits & _FRACTION) - _HALF_WAY)
 

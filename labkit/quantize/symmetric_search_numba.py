@@ -10,8 +10,8 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+from labkit.quantize.kquants_search import SMALLEST_SCALE
 from labkit.quantize.kquants_search_numba import nearest_int
-from labkit.quantize.kquants_symmetric import TINY
 from labkit.quantize.lanes import LANES, absolute, any_lane, load, select, splat, store, to_floats
 
 TILE = 16 * LANES
@@ -82,7 +82,7 @@ def search_scales(x, w, q, start, levels):
         scale = select(better, fitted, scale)
         best = select(better, fitted * wxq, best)
         chosen = select(better, inverse, chosen)
-    empty = magnitude < splat(TINY)
+    empty = magnitude < splat(SMALLEST_SCALE)
     for k in range(start, start + TILE, LANES):
         code = _code(chosen * load(x, k), levels)
         store(q, k, select(empty, splat(np.float32(-levels)), code))
@@ -140,7 +140,7 @@ def descend(x, q, levels, scale, sums):
     for t in range(TILES):
         a, b = load(wxq, t * LANES), load(wqq, t * LANES)
         _, magnitude = _largest(x, t * TILE)
-        empty = magnitude < splat(TINY)
+        empty = magnitude < splat(SMALLEST_SCALE)
         store(scale, t * LANES, select(b > zero, select(empty, zero, a / b), zero))
         for k in range(t * TILE, (t + 1) * TILE, LANES):
             store(q, k, select(empty, splat(np.float32(-levels)), load(q, k)))

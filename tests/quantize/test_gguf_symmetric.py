@@ -13,6 +13,7 @@ from labkit.core.errors import CalibrationError, NonFiniteError
 from labkit.peers import ggml
 from labkit.quantize import (
     gguf,
+    kquants_search,
     kquants_symmetric,
     kquants_symmetric_numba,
     symmetric_packing_numba,
@@ -117,7 +118,7 @@ def test_a_scale_beyond_float16_is_refused(type_name):
     ],
 )
 def test_nearest_int_rounds_to_even_and_takes_anything(x, expected):
-    assert kquants_symmetric.nearest_int(FLOAT(x)).tolist() == expected
+    assert kquants_search.nearest_int(FLOAT(x)).tolist() == expected
     compiled = symmetric_packing_numba.nearest_int
     assert [compiled(number) for number in FLOAT(x)] == expected
 
