@@ -13,6 +13,7 @@ that the column meets (llama.cpp's "imatrix"). Q8_0, MXFP4 and the floats make n
 
 from __future__ import annotations
 
+from functools import partial
 from importlib import import_module
 from typing import Literal
 
@@ -21,6 +22,7 @@ import torch
 
 from labkit.core.errors import FormatError, SchemeError, ShapeError
 from labkit.quantize.gguf_checks import (
+    TOO_LARGE,
     require_finite_scales,
     require_finite_weights,
     require_importance,
@@ -80,13 +82,12 @@ def quantize(
     out = np.empty((rows.shape[0], row_bytes(type_name, columns)), np.uint8)
     if importance is not None:
         importance = require_importance(importance, columns, kind)
-    encode, largest_magnitude = _encoder(type_name, loop, threads), _measure(loop, threads)
+    encode = _encoder(type_name, loop, threads)
     step = max(1, _CHUNK[loop] // columns)
     for first in range(0, rows.shape[0], step):
         chunk = _float32(rows[first : first + step])
-        largest = largest_magnitude(chunk)
+        largest = encode(chunk, importance, out[first : first + step])
         require_finite_weights(chunk, largest, kind, first)
-        encode(chunk, importance, out[first : first + step])
         # No type's scale is larger than its largest weight; float16 ends at 65504.
         if largest > 2**15 or importance is not None:
             require_finite_scales(out[first : first + step], kind, first)
@@ -122,27 +123,35 @@ def dequantize(
 
 
 def _encoder(type_name: str, loop: Loop, threads: int | None):
-    """f(x float32 [rows, columns], importance float32 [columns] or None, out uint8)."""
+    """f(x float32 [rows, columns], importance or None, out uint8) -> the largest |x|.
+
+    Where that is NaN or infinite, ``out`` is left unfinished.
+    """
     module = _module(ENCODERS.get(type_name, _FLOATS), loop)
-    if loop == "numba" and type_name not in ENCODERS:
-        into = module.ENCODE_INTO[type_name]
-        return lambda x, importance, out: into(x, out, _threads(threads))
-    encode = module.ENCODE[type_name]
-    more = () if loop == "plain" else (_threads(threads),)
-
-    def write(x: np.ndarray, importance: np.ndarray | None, out: np.ndarray) -> None:
-        out[:] = encode(x, importance, *more)
-
-    return write
-
-
-def _measure(loop: Loop, threads: int | None):
-    """f(x float32 [rows, columns]) -> the largest |x|, NaN or infinity if there is one."""
     if loop == "plain":
-        # NaN and infinity go through minimum and maximum, and no array of |x| is needed.
-        return lambda x: max(-float(x.min()), float(x.max()))
-    fast = import_module("labkit.quantize.gguf_checks_numba").largest_magnitude
-    return lambda x: fast(x, _threads(threads))
+        encode, largest_magnitude = module.ENCODE[type_name], _largest_magnitude
+    else:
+        count = _threads(threads)
+        if hasattr(module, "ENCODE_INTO"):
+            # So fast that a look at the weights beforehand, and a copy of the result, would show.
+            into = module.ENCODE_INTO[type_name]
+            return lambda x, importance, out: into(x, importance, out, count)
+        encode = partial(module.ENCODE[type_name], threads=count)
+        fast = import_module("labkit.quantize.gguf_checks_numba").largest_magnitude
+        largest_magnitude = partial(fast, threads=count)
+
+    def look_and_encode(x: np.ndarray, importance: np.ndarray | None, out: np.ndarray) -> float:
+        largest = largest_magnitude(x)
+        if np.isfinite(largest) and largest < TOO_LARGE.get(type_name, np.inf):
+            out[:] = encode(x, importance)
+        return largest
+
+    return look_and_encode
+
+
+def _largest_magnitude(x: np.ndarray) -> float:
+    """NaN and infinity go through minimum and maximum, and no array of |x| is needed."""
+    return max(-float(x.min()), float(x.max()))
 
 
 def _module(name: str, loop: Loop):

@@ -13,7 +13,7 @@ _IGNORING = ("F32", "F16", "BF16", "Q8_0", "MXFP4")
 _SCALES = ("d", "dmin", "m")
 _SHOWN = 5
 # From these on float16 and bfloat16 round to infinity.
-_TOO_LARGE = {"F16": 65520.0, "BF16": float(np.uint32(0x7F7F8000).view(np.float32))}
+TOO_LARGE = {"F16": 65520.0, "BF16": float(np.uint32(0x7F7F8000).view(np.float32))}
 
 
 def require_finite_weights(x: np.ndarray, largest: float, kind: BlockType, first_row: int) -> None:
@@ -25,7 +25,7 @@ def require_finite_weights(x: np.ndarray, largest: float, kind: BlockType, first
     """
     if not np.isfinite(largest):
         require_finite(torch.from_numpy(x), f"weight from row {first_row} on")
-    if largest >= _TOO_LARGE.get(kind.name, np.inf):
+    if largest >= TOO_LARGE.get(kind.name, np.inf):
         row, column = np.unravel_index(np.abs(x).argmax(), x.shape)
         raise NonFiniteError(
             f"a weight of {x[row, column]} in row {first_row + int(row)}, column {int(column)} is "

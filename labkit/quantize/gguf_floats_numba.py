@@ -8,6 +8,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+from labkit.quantize.gguf_checks_numba import checked
 from labkit.quantize.gguf_threads import share
 from labkit.quantize.half_numba import to_half, wide
 
@@ -43,31 +44,41 @@ def _from_bfloats(x, out):
         out[j] = np.uint32(x[j]) << _SIXTEEN
 
 
-def _converter(loop, source: type, target: type):
-    """f(x, out, threads) for contiguous arrays of any dtype, taken for ``source``, ``target``."""
+def _encoder(loop, source: type, target: type):
+    """f(x float32 [rows, columns], importance, out uint8 [rows, row bytes], threads) -> largest."""
 
-    def convert(x: np.ndarray, out: np.ndarray, threads: int) -> None:
+    def encode_into(x: np.ndarray, importance: None, out: np.ndarray, threads: int) -> float:
         numbers, results = x.reshape(-1).view(source), out.reshape(-1).view(target)
-        share(
-            lambda first, last: loop(numbers[first:last], results[first:last]),
-            numbers.size,
-            1,
-            threads,
-        )
 
-    return convert
+        def convert(first: int, last: int) -> None:
+            loop(numbers[first:last], results[first:last])
+
+        return checked(convert, x.reshape(-1, 1), threads)
+
+    return encode_into
+
+
+def _decoder(loop, source: type, target: type):
+    """f(blocks uint8 [rows, row bytes], out float32 [rows, columns], threads)."""
+
+    def decode(blocks: np.ndarray, out: np.ndarray, threads: int) -> None:
+        numbers, results = blocks.reshape(-1).view(source), out.reshape(-1).view(target)
+
+        def part(first: int, last: int) -> None:
+            loop(numbers[first:last], results[first:last])
+
+        share(part, numbers.size, 1, threads)
+
+    return decode
 
 
 ENCODE_INTO = {
-    "F32": _converter(_copy, np.uint32, np.uint32),
-    "F16": _converter(_to_halves, np.float32, np.uint16),
-    "BF16": _converter(_to_bfloats, np.uint32, np.uint16),
+    "F32": _encoder(_copy, np.uint32, np.uint32),
+    "F16": _encoder(_to_halves, np.float32, np.uint16),
+    "BF16": _encoder(_to_bfloats, np.uint32, np.uint16),
 }
-"""f(x float32 [rows, columns], out uint8 [rows, row bytes], threads)"""
-
 DECODE = {
-    "F32": _converter(_copy, np.uint32, np.uint32),
-    "F16": _converter(_from_halves, np.uint16, np.float32),
-    "BF16": _converter(_from_bfloats, np.uint16, np.uint32),
+    "F32": _decoder(_copy, np.uint32, np.uint32),
+    "F16": _decoder(_from_halves, np.uint16, np.float32),
+    "BF16": _decoder(_from_bfloats, np.uint16, np.uint32),
 }
-"""f(blocks uint8 [rows, row bytes], out float32 [rows, columns], threads)"""

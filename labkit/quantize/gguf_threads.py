@@ -45,7 +45,13 @@ def at_most(threads: int):
         numba.set_num_threads(before)
 
 
-def share(part: Callable[[int, int], None], blocks: int, weights: int, threads: int) -> None:
+def share(
+    part: Callable[[int, int], None],
+    blocks: int,
+    weights: int,
+    threads: int,
+    most: int | None = None,
+) -> None:
     """Call ``part(first, last)`` for runs that make up 0 … blocks, on at most ``threads`` threads.
 
     ``part`` must let go of the interpreter's lock (``nogil=True``). There are more runs than
@@ -53,11 +59,15 @@ def share(part: Callable[[int, int], None], blocks: int, weights: int, threads: 
 
     Args:
         weights: of a block.
+        most: the most weights of a run, so that they stay in the cache; None: any number.
     """
-    if threads <= 1 or blocks * weights < _SMALL:
-        part(0, blocks)
-        return
-    step = max(1, -(-blocks // (_RUNS * threads)))
+    alone = threads <= 1 or blocks * weights < _SMALL
+    step = blocks if alone else -(-blocks // (_RUNS * threads))
+    step = max(1, step if most is None else min(step, most // weights))
     firsts = range(0, blocks, step)
+    if alone:
+        for first in firsts:
+            part(first, min(first + step, blocks))
+        return
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(lambda first: part(first, min(first + step, blocks)), firsts))

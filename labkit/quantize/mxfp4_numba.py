@@ -11,7 +11,8 @@ import numba
 import numpy as np
 
 from labkit.quantize.block_decode import half_power
-from labkit.quantize.gguf_threads import share
+from labkit.quantize.gguf_checks_numba import checked
+from labkit.quantize.legacy_blocks_numba import with_own_output
 from labkit.quantize.mxfp4 import MIDWAY, exponent
 
 _MAGNITUDE = np.int32(0x7FFFFFFF)
@@ -76,17 +77,16 @@ def _encode(x, bits, out):
             qs[j] = np.uint8(first[j] | (second[j] << 4))
 
 
-def encode_mxfp4(x: np.ndarray, importance: np.ndarray | None, threads: int) -> np.ndarray:
-    """float32 [rows, columns] -> uint8, as `labkit.quantize.mxfp4.encode_mxfp4`."""
-    blocks = x.reshape(-1, 32)
-    out = np.empty((len(blocks), _NBYTES), np.uint8)
+def _encode_into(x: np.ndarray, importance: None, out: np.ndarray, threads: int) -> float:
+    """Write the blocks of float32 ``x`` [rows, columns] into ``out``; return the largest |x|."""
+    blocks, table = x.reshape(-1, 32), out.reshape(-1, _NBYTES)
 
-    def part(first: int, last: int) -> None:
-        piece = blocks[first:last]
-        _encode(piece, piece.view(np.int32), out[first:last])
+    def convert(first: int, last: int) -> None:
+        part = blocks[first:last]
+        _encode(part, part.view(np.int32), table[first:last])
 
-    share(part, len(blocks), 32, threads)
-    return out.reshape(len(x), -1)
+    return checked(convert, blocks, threads)
 
 
-ENCODE = {"MXFP4": encode_mxfp4}
+ENCODE_INTO = {"MXFP4": _encode_into}
+ENCODE = {"MXFP4": with_own_output("MXFP4", _encode_into)}
