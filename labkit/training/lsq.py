@@ -100,6 +100,7 @@ class LearnedScale(nn.Module):
         GroupSizeError, ShapeError: later, for a tensor that the scheme does not fit.
     """
 
+    zero_point: Tensor
     seen: Tensor
 
     def __init__(
@@ -115,7 +116,10 @@ class LearnedScale(nn.Module):
         self.scheme, self.start, self.scale_dtype = scheme, start, scale_dtype
         self.factor = 1.0 / math.sqrt(elements * max(scheme.qmax, 1))
         self.scale = nn.Parameter(torch.ones(shape))
-        self.zero_point = nn.Parameter(torch.zeros(shape), requires_grad=not scheme.symmetric)
+        if scheme.symmetric:
+            self.register_buffer("zero_point", torch.zeros(shape))
+        else:
+            self.zero_point = nn.Parameter(torch.zeros(shape))
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 
     @classmethod

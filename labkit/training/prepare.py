@@ -62,6 +62,8 @@ def prepare(
 ) -> nn.Module:
     """A copy of `model`, in its mode, whose layers round; every parameter wants a gradient.
 
+    For some layers in 4 bits and others in 8, prepare twice, each time with the others in `keep`.
+
     Args:
         tell: gets one line about the layers that stay in floating point, if there are any.
 
@@ -90,6 +92,7 @@ def prepare(
         if isinstance(new, QatConvBn2d):
             _replace(prepared, _name_of(prepared, new.norm, below=name), nn.Identity())
     done = set(targets) | _prepare_embedding(prepared, config)
+    done |= {name for name, layer in model.named_modules() if hasattr(layer, "weight_quant")}
     left = [name for name, layer in model.named_modules() if _countable(layer) and name not in done]
     if left:
         tell(f"In floating point: {', '.join(left)}.")

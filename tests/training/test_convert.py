@@ -16,6 +16,7 @@ from labkit.training.convert import convert, dequantized
 from labkit.training.fake_quant import FakeQuant
 from labkit.training.integer_layers import IntegerConv2d, IntegerEmbedding, IntegerLinear
 from labkit.training.layers import QatConv2d, QatLinear
+from labkit.training.pact import LearnedClip
 from labkit.training.prepare import QatConfig, observe, prepare
 from labkit.training.trainer import TrainSettings, train
 
@@ -84,6 +85,15 @@ def test_logits_differ_by_what_flipped_codes_may_do(inputs):
     exported, expected = logits(convert(model).model), logits(model)
     assert (exported - expected).norm() < 0.01 * expected.norm()
     assert torch.equal(exported.argmax(-1), expected.argmax(-1))
+
+
+def test_a_learned_clip_is_exported_too():
+    clip = LearnedClip(QuantScheme(4, False, "tensor"), 2.0)
+    layer = QatLinear.from_float(nn.Linear(16, 4), FakeQuant(W4), clip).eval()
+    x = torch.randn(5, 16)
+    with torch.no_grad():
+        difference = convert(nn.Sequential(layer)).model(x) - layer(x)
+        assert bool((difference.abs() <= rounding_bound(layer, x)).all())
 
 
 def test_groups_and_asymmetric_weights_keep_a_float_sum():

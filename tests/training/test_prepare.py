@@ -39,7 +39,7 @@ def test_every_family_keeps_its_names_and_nearly_its_outputs(family):
     assert not torch.equal(after, before)
     assert not any(isinstance(layer, QatLinear) for layer in model.modules())
     assert "lm_head" in said[0] or "embed_out" in said[0]
-    assert all(p.requires_grad for n, p in prepared.named_parameters() if "zero_point" not in n)
+    assert all(parameter.requires_grad for parameter in prepared.parameters())
 
 
 def test_kept_layers_stay_and_are_named():
@@ -52,6 +52,16 @@ def test_kept_layers_stay_and_are_named():
     kept = [n for n, m in linear_layers(prepared).items() if not isinstance(m, QatLinear)]
     assert len(kept) == 8 and "model.layers.0.mlp.down_proj" in kept
     assert all(name in said[0] for name in kept)
+
+
+def test_prepared_twice_layers_have_schemes_of_their_own():
+    said: list[str] = []
+    half = prepare(tiny("llama"), QatConfig(W3, keep=("*.mlp.*",)), tell=quiet)
+    both = prepare(half, QatConfig(W8, keep=("*.self_attn.*",)), tell=said.append)
+    block = both.model.layers[0]
+    assert block.mlp.up_proj.weight_quant.scheme == W8
+    assert block.self_attn.q_proj.weight_quant.scheme == W3
+    assert said == ["In floating point: model.embed_tokens, lm_head."]
 
 
 @pytest.mark.parametrize("scales", ["learned", "minmax"])
