@@ -27,4 +27,5 @@ CHAPTERS = (
     Chapter("04_outliers", 100, "Why does INT8 fail on a model that INT8 should fit?"),
     Chapter("05_gptq", 90, "How can rounding one weight repair the error of another?"),
     Chapter("06_awq", 90, "Which weights matter, and who decides?"),
+    Chapter("07_gguf", 90, "What is in the file on your laptop?"),
 )

@@ -84,8 +84,7 @@ READ_HEADER = Exercise(
     stub='''
     def read_header(data):
         """(metadata, tensors): tensors is name -> (shape, type number, first byte in the file)."""
-        letters, at = {4: "I", 5: "i", 6: "f", 7: "?", 10: "Q"}, 24
-        tensor_count, pair_count = struct.unpack_from("<QQ", data, 8)
+        at = 8  # behind magic and version
 
         def number(letter):
             """The number that begins at byte `at`; `at` moves behind it."""
@@ -98,8 +97,7 @@ READ_HEADER = Exercise(
     solution='''
     def read_header(data):
         """(metadata, tensors): tensors is name -> (shape, type number, first byte in the file)."""
-        letters, at = {4: "I", 5: "i", 6: "f", 7: "?", 10: "Q"}, 24
-        tensor_count, pair_count = struct.unpack_from("<QQ", data, 8)
+        at = 8  # behind magic and version
 
         def number(letter):
             nonlocal at
@@ -120,7 +118,9 @@ READ_HEADER = Exercise(
                 return [value(item) for _ in range(count)]
             return number(letters[kind])
 
+        letters = {4: "I", 5: "i", 6: "f", 7: "?", 10: "Q"}
         metadata = {}
+        tensor_count, pair_count = number("Q"), number("Q")
         for _ in range(pair_count):
             key = string()
             metadata[key] = value(number("I"))
@@ -171,7 +171,8 @@ READ_HEADER = Exercise(
         ),
     ),
     hints=(
-        "Write string() (uint64 length in bytes, then UTF-8) and value(kind) on top of number().",
+        "First two counts, number('Q') each: tensors, then pairs. Write string() (uint64 length in "
+        "bytes, then UTF-8) and value(kind) on top of number().",
         "value(9), an array: uint32 kind of the items, uint64 count, then the items by value(). "
         "A pair is string(), then value(number('I')).",
         "A tensor: string(), uint32 count of dimensions, that many uint64 (innermost first: "
