@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -33,6 +33,7 @@ class LlamaCpp:
         context: the longest sequence that will be given.
         threads: for all work.
         exact: float32 keys and values and plain attention; else llama.cpp's defaults.
+        watch: called around each operation, as ggml_backend_sched_eval_callback.
 
     Raises:
         PeerMissingError: llama-cpp-python is not installed.
@@ -40,7 +41,13 @@ class LlamaCpp:
     """
 
     def __init__(
-        self, path: Path | str, context: int = 512, threads: int = 1, *, exact: bool = True
+        self,
+        path: Path | str,
+        context: int = 512,
+        threads: int = 1,
+        *,
+        exact: bool = True,
+        watch: Callable[[int, bool, object], bool] | None = None,
     ) -> None:
         self._lib = _library()
         settings = self._lib.llama_model_default_params()
@@ -55,6 +62,9 @@ class LlamaCpp:
         if exact:
             options.type_k = options.type_v = _F32
             options.flash_attn_type = _NO_FLASH_ATTENTION
+        if watch is not None:
+            self._watch = self._lib.ggml_backend_sched_eval_callback(watch)  # it must stay alive
+            options.cb_eval = self._watch
         self._context = self._lib.llama_init_from_model(self._model, options)
         if not self._context:
             self._lib.llama_model_free(self._model)

@@ -14,7 +14,9 @@ from torch import nn
 from labkit.core.errors import CalibrationError, ModelError, NonFiniteError
 from labkit.formats.gguf.names import naming_of
 from labkit.models.importance import importance_matrix
+from labkit.models.to_gguf import to_gguf
 from labkit.models.walking import linear_layers
+from labkit.peers.llama_imatrix import squared_inputs
 
 RUN = [family for family in FAMILIES if family != "opt"]
 
@@ -59,6 +61,18 @@ def test_a_folder_gives_what_the_model_gives(tmp_path: Path) -> None:
     for name, sums in theirs.sums.items():
         assert np.array_equal(ours.sums[name], sums)
     assert done == [("model.layers.0", 1, 2), ("model.layers.1", 2, 2)]
+
+
+@pytest.mark.parametrize("family", ["llama_gqa_tied", "qwen3", "gemma2", "gpt2", "phi3"])
+def test_llama_cpp_sums_the_same(family: str, tmp_path: Path) -> None:
+    model, ids = tiny(family), tokens(3, 16)
+    path = to_gguf((model, None), tmp_path / "model.gguf", "F32").path
+    theirs = squared_inputs(path, ids.tolist())
+    ours = importance_matrix(model, ids).sums
+    assert theirs.keys() == ours.keys()
+    tolerance = 1e-4 if family in ("llama_gqa_tied", "qwen3", "phi3") else 5e-3  # GELU by a table
+    for name, sums in ours.items():
+        np.testing.assert_allclose(sums, theirs[name], rtol=tolerance)
 
 
 def test_q_k_and_v_read_one_tensor() -> None:
