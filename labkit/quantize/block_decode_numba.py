@@ -10,7 +10,7 @@ import numba
 import numpy as np
 
 from labkit.quantize.block_decode import FP4_LEVELS, IQ4_LEVELS, half_power
-from labkit.quantize.gguf_threads import share
+from labkit.quantize.gguf_threads import FAST, share
 from labkit.quantize.gguf_types import BLOCK_TYPES
 from labkit.quantize.half_numba import from_half
 from labkit.quantize.lanes import load_bytes, splat, store, to_floats
@@ -129,7 +129,7 @@ def shared_decoder(loop, type_name: str):
         def part(first: int, last: int) -> None:
             loop(table[first:last], values[first:last])
 
-        share(part, len(table), kind.weights, threads)
+        share(part, len(table), kind.weights, threads, least=FAST)
 
     return decode
 

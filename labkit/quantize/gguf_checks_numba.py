@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numba
 import numpy as np
 
-from labkit.quantize.gguf_threads import share
+from labkit.quantize.gguf_threads import FAST, share
 
 _MAGNITUDE = np.int32(0x7FFFFFFF)
 _INFINITY = 0x7F800000
@@ -36,7 +36,7 @@ def largest_magnitude(x: np.ndarray, threads: int) -> float:
     def part(first: int, last: int) -> None:
         found.append(_largest(bits[first * _RUN : last * _RUN]))
 
-    share(part, -(-bits.size // _RUN), _RUN, threads)
+    share(part, -(-bits.size // _RUN), _RUN, threads, least=FAST)
     return _as_float(max(found))
 
 
@@ -56,7 +56,7 @@ def checked(convert: Callable[[int, int], None], blocks: np.ndarray, threads: in
         if top < _INFINITY:
             convert(first, last)
 
-    share(part, len(blocks), weights, threads, _CACHED)
+    share(part, len(blocks), weights, threads, most=_CACHED, least=FAST // 2)
     return _as_float(max(found))
 
 

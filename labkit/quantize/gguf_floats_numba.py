@@ -9,7 +9,7 @@ import numba
 import numpy as np
 
 from labkit.quantize.gguf_checks_numba import checked
-from labkit.quantize.gguf_threads import share
+from labkit.quantize.gguf_threads import FAST, share
 from labkit.quantize.half_numba import to_half, wide
 
 _ONE, _SIXTEEN, _ALMOST_HALF = np.uint32(1), np.uint32(16), np.uint32(0x7FFF)
@@ -67,7 +67,7 @@ def _decoder(loop, source: type, target: type):
         def part(first: int, last: int) -> None:
             loop(numbers[first:last], results[first:last])
 
-        share(part, numbers.size, 1, threads)
+        share(part, numbers.size, 1, threads, least=FAST)
 
     return decode
 

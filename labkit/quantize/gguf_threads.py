@@ -11,6 +11,8 @@ import numba
 # Waking a second thread costs more than so few weights, and far more where cores are busy.
 _SMALL = 2**16
 _RUNS = 4
+# The same for work that takes less than a nanosecond a weight.
+FAST = 2**21
 
 
 def run(
@@ -51,6 +53,7 @@ def share(
     weights: int,
     threads: int,
     most: int | None = None,
+    least: int = _SMALL,
 ) -> None:
     """Call ``part(first, last)`` for runs that make up 0 … blocks, on at most ``threads`` threads.
 
@@ -60,8 +63,9 @@ def share(
     Args:
         weights: of a block.
         most: the most weights of a run, so that they stay in the cache; None: any number.
+        least: with fewer weights than these in all, one thread does it.
     """
-    alone = threads <= 1 or blocks * weights < _SMALL
+    alone = threads <= 1 or blocks * weights < least
     step = blocks if alone else -(-blocks // (_RUNS * threads))
     step = max(1, step if most is None else min(step, most // weights))
     firsts = range(0, blocks, step)
