@@ -205,6 +205,7 @@ def _library() -> ModuleType:
 
 
 def _last_words() -> str:
-    """The last lines that llama.cpp printed: they say why."""
-    lines = "".join(_SAID).strip().splitlines()
-    return " / ".join(line.strip() for line in lines[-3:]) or "without a word"
+    """The last lines that llama.cpp printed about an error."""
+    lines = [line.strip() for line in "".join(_SAID).strip().splitlines()]
+    telling = [line for line in lines if "error" in line or "fail" in line]
+    return " / ".join((telling or lines)[-3:]) or "without a word"

@@ -169,6 +169,8 @@ def test_llama_cpp_reads_the_settings(tmp_path: Path) -> None:
         ("gemma2", {"query_pre_attn_scalar": 64}, "query_pre_attn_scalar"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
         ("gpt_neox", {"attention_bias": False}, "attention_bias"),
+        ("qwen3", {"attention_bias": True}, "bias in attention's output"),
+        ("gemma2", {"attention_bias": True}, "bias in attention's output"),
         ("qwen2", {"head_dim": 32}, "4 heads of 32 rows"),
     ],
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_models import tiny, tokens
+from tiny_models import FAMILIES, tiny, tokens
 from torch import nn
 
 from labkit.core.errors import CalibrationError, NonFiniteError
@@ -102,6 +102,21 @@ def test_fall_backs_of_rows_that_fit_no_super_block(sizes: tuple[int, int], fold
     require_same(folder / "ours.gguf", folder / "theirs.gguf")
     assert len(done.fallbacks) >= 14
     assert all(str(fallback.shape[-1]) in fallback.reason for fallback in done.fallbacks)
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "opt"])
+def test_bytes_of_every_family(family: str, folder: Path) -> None:
+    sizes: dict[str, int] = {"hidden_size": 256, "intermediate_size": 512}
+    if family.startswith("gemma"):
+        sizes["head_dim"] = 64
+    if family in ("gemma2", "gemma3_text"):
+        sizes["query_pre_attn_scalar"] = 64
+    model = tiny(family, **sizes)
+    to_gguf((model, None), folder / "float.gguf", "F32", force=True)
+    for mix in ("Q4_K_M", "Q2_K"):
+        to_gguf((model, None), folder / "ours.gguf", mix, force=True)
+        quantize_file(folder / "float.gguf", folder / "theirs.gguf", FILE_TYPES[mix].number)
+        require_same(folder / "ours.gguf", folder / "theirs.gguf")
 
 
 def test_the_bundled_model_as_q4_k_m(folder: Path) -> None:

@@ -25,6 +25,7 @@ _ACTIVATIONS = {
     "gpt2": _TANH_GELU,
     "gpt_neox": (*_TANH_GELU, "gelu"),
 }
+_GEMMAS = ("gemma", "gemma2", "gemma3_text")
 # Every how-maniest layer sees everything, where llama.cpp is told nothing else.
 _FULL_EVERY = {"gemma2": 2, "gemma3_text": 6}
 
@@ -184,6 +185,8 @@ def _require_same_function(config: Mapping[str, Any], settings: Settings) -> Non
             wrong.append("scale_attn_weights=False")
     if kind == "gpt_neox" and config.get("attention_bias") is False:
         wrong.append("attention_bias=False")
+    if kind in ("qwen3", *_GEMMAS) and config.get("attention_bias"):
+        wrong.append("bias in attention's output")
     if kind in ("gemma2", "gemma3_text"):
         scale, theirs = config["query_pre_attn_scalar"], _attention_scalar(settings)
         if scale != theirs:
