@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,12 +45,19 @@ class MemoryExplorer(widgets.VBox):
 
     def _draw(self) -> Figure:
         fig, ax = figures.new(size=(7.2, 3.6))
-        for name, (_, quality) in self._types.items():
+        named: list[tuple[float, float]] = []
+        # The best first: names that would lie on another's are left out.
+        for name in sorted(self._types, key=lambda name: name != self.best):
+            quality = self._types[name][1]
             need = self.gibibytes(name)
             colour = figures.PALETTE[0] if need <= self.limit.value else "#bbbbbb"
             if name == self.best:
                 colour = figures.PALETTE[1]
             ax.plot(need, quality, "o", color=colour, markersize=10 if name == self.best else 6)
+            at = need, math.log10(quality)
+            if any(abs(at[0] - x) < 0.4 and abs(at[1] - y) < 0.25 for x, y in named):
+                continue
+            named.append(at)
             ax.annotate(name, (need, quality), xytext=(5, 5), textcoords="offset points",
                         fontsize=8, color=colour)  # fmt: skip
         ax.axvline(self.limit.value, color="black", linewidth=1, linestyle="--")

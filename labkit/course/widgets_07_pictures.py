@@ -50,8 +50,18 @@ def cells(ax: Axes, content: bytes, runs: Sequence[Run], width: int, chosen: int
 
 
 def block_runs(kind: BlockType) -> list[Run]:
-    """The fields of a block as runs of bytes."""
-    return [(field.name, field.offset, field.offset + field.nbytes) for field in kind.fields]
+    """The fields of a block as runs of bytes; the codes of a super-block, 32 bytes a run."""
+    runs = []
+    for field in kind.fields:
+        end = field.offset + field.nbytes
+        if field.name != "qs" or field.nbytes < 64:
+            runs.append((field.name, field.offset, end))
+            continue
+        weights = 32 * kind.weights // field.nbytes
+        for place, first in enumerate(range(field.offset, end, 32)):
+            name = f"codes {weights * place} to {weights * (place + 1) - 1}"
+            runs.append((name, first, first + 32))
+    return runs
 
 
 def block_map(kind: BlockType, block: bytes, chosen: int | None = None) -> Figure:
@@ -154,4 +164,36 @@ def type_map(types: Mapping[str, str], title: str) -> Figure:
     ]  # fmt: skip
     ax.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, fontsize=8)
     ax.set_title(title, loc="left")
+    return fig
+
+
+def cost_of_types(
+    results: Mapping[str, tuple[float, float, float]], float_perplexity: float, weights: int
+) -> Figure:
+    """Perplexity added against the file's megabytes; KL divergence against bits.
+
+    results: type -> (bits per weight, perplexity, KL divergence in nats); weights: of the model.
+    """
+    fig, (left, right) = figures.new(1, 2, size=(9.6, 4.8), width_ratios=(2, 3))
+    looks = {"super-blocks (K)": "o", "blocks of 32 (0, 1)": "s", "levels from a table (IQ)": "D"}
+    below = ("Q4_K_S", "Q3_K_S", "Q5_K_S", "Q3_K_M", "IQ4_XS")
+    seen = set()
+    for name, (bits, perplexity, divergence) in results.items():
+        place = 2 if name.startswith("IQ") else 0 if "_K" in name else 1
+        label, marker = list(looks.items())[place]
+        look = {"marker": marker, "color": figures.PALETTE[place], "linestyle": "none"}
+        size, added = bits * weights / 8e6, 100 * (perplexity / float_perplexity - 1)
+        left.plot(size, added, **look)
+        right.plot(bits, divergence, label=None if label in seen else label, **look)
+        seen.add(label)
+        offset, side = ((-5, -9), "right") if name in below else ((6, -2), "left")
+        right.annotate(name, (bits, divergence), xytext=offset, ha=side, fontsize=8,
+                       textcoords="offset points")  # fmt: skip
+        if name in ("Q2_K", "Q3_K_S", "Q4_0", "Q6_K", "Q8_0"):
+            left.annotate(name, (size, added), xytext=(5, 4), fontsize=8,
+                          textcoords="offset points")  # fmt: skip
+    left.axhline(0, color="black", linewidth=1)
+    left.set(xlabel="file (MB)", ylabel="perplexity added (%)")
+    right.set(xlabel="bits per weight", ylabel="KL divergence (nats a token)", yscale="log")
+    right.legend(fontsize=8)
     return fig

@@ -27,9 +27,9 @@ from labkit.course import check, figures, hint, reveal
 from labkit.course.prediction import predict
 
 # %%
+from labkit.course import widgets_07_pictures as pictures
 from labkit.course.widgets_07_block import BlockExplorer
 from labkit.course.widgets_07_memory import MemoryExplorer
-from labkit.course.widgets_07_pictures import block_map, file_map, file_runs, header_map, type_map
 from labkit.data import load_corpus
 from labkit.data.calibration import calibration_set, cut_sequences
 from labkit.formats.gguf.mix import ModelFacts, choose_types
@@ -76,8 +76,9 @@ print(f"key {key!r}, kind {kind} (string), value {value!r}")
 
 # %%
 starts = [0, 4, 8, 16, 24, 32, end, end + 4, end + 12, end + 12 + size]
-names = ("magic", "version", "tensors", "pairs", "length", "key", "kind", "length ", "value")
-fig = header_map(data, list(zip(names, starts, starts[1:], strict=False)))
+names = ("magic", "version", "count of tensors", "count of pairs", "length of key", "key",
+         "kind", "length of value", "value")  # fmt: skip
+fig = pictures.header_map(data, list(zip(names, starts, starts[1:], strict=False)))
 figures.show(
     fig,
     alt="The first bytes of the file in hexadecimal, coloured by meaning: magic 47475546, version, "
@@ -133,10 +134,10 @@ print("tokens:", len(settings["tokenizer.ggml.tokens"]))
 print("data begins at a multiple of 32:", next(iter(file.tensors.values())).offset % 32 == 0)
 
 # %%
-runs = file_runs(file)
+runs = pictures.file_runs(file)
 head = runs[1][2]
 figures.show(
-    file_map(runs),
+    pictures.file_map(runs),
     alt="The file from first to last byte, wrapped into lines and coloured: a short piece of "
     "metadata and table, the embedding, then attention, MLP and norms of block after block.",
 )
@@ -223,9 +224,9 @@ for field in Q4_K.fields:
     print(f"bytes {field.offset:3} to {field.offset + field.nbytes - 1:3}  {field.name:7}"
           f"{field.meaning}")  # fmt: skip
 figures.show(
-    block_map(Q4_K, block.tobytes()),
+    pictures.block_map(Q4_K, block.tobytes()),
     alt="The 144 bytes of a Q4_K super-block in nine rows of sixteen: two bytes d, two dmin, "
-    "twelve of scales, and 128 of codes, each field in its colour.",
+    "twelve of scales and mins, and 128 of codes, in four runs of 64 weights.",
 )
 
 # %% [markdown]
@@ -466,7 +467,7 @@ guess_mix = predict(
 # %%
 types = {tensor.name: tensor.type_name for tensor in made.tensors}
 figures.show(
-    type_map(types, "Q4_K_M of our model"),
+    pictures.type_map(types, "Q4_K_M of our model"),
     alt="Layers of the model and their matrices, coloured by type: Q4_K everywhere, but Q6_K for "
     "attn_v and ffn_down in the first layer, the last and some between.",
 )
@@ -509,7 +510,7 @@ llama_8b = shapes_of(32, 4096, 14336, 1024, 128256)
 facts = ModelFacts("llama", 32, 32, 8)
 chosen = choose_types(llama_8b, "Q4_K_M", facts)
 figures.show(
-    type_map({name: choice.type_name for name, choice in chosen.items()}, "Q4_K_M, 32 layers"),
+    pictures.type_map({name: choice.type_name for name, choice in chosen.items()}, "Q4_K_M, 32 layers"),
     alt="The same map for 32 layers: Q6_K for attn_v and ffn_down in layers 0 to 3, 28 to 31 and "
     "every third between, Q4_K elsewhere.",
 )
@@ -581,23 +582,8 @@ for name, (spent, ppl, kl) in results.items():
 assert abs(results["Q8_0"][1] / float_ppl - 1) < 0.01
 
 # %%
-fig, (left, right) = figures.new(1, 2, size=(9.6, 4.6), width_ratios=(2, 3))
-looks = {"K": ("o", 0), "IQ": ("D", 2), "": ("s", 1)}
-below = ("Q4_K_S", "Q3_K_S", "Q5_K_S", "Q3_K_M", "IQ4_XS")
-for name, (spent, ppl, kl) in results.items():
-    marker, colour = looks["IQ" if name.startswith("IQ") else "K" if "_K" in name else ""]
-    look = {"marker": marker, "color": figures.PALETTE[colour]}
-    left.plot(spent * total / 8e6, 100 * (ppl / float_ppl - 1), **look)
-    right.plot(spent, kl, **look)
-    right.annotate(name, (spent, kl), xytext=(-5, -9) if name in below else (6, -2), fontsize=8,
-                   ha="right" if name in below else "left", textcoords="offset points")  # fmt: skip
-for name in ("Q2_K", "Q3_K_S", "Q3_K_L", "Q4_0", "Q4_K_M", "Q6_K", "Q8_0"):
-    left.annotate(name, (results[name][0] * total / 8e6, 100 * (results[name][1] / float_ppl - 1)),
-                  xytext=(4, 4), fontsize=8, textcoords="offset points")  # fmt: skip
-left.set(xlabel="file (MB)", ylabel="perplexity added (%)")
-right.set(xlabel="bits per weight", ylabel="KL divergence (nats a token)", yscale="log")
 figures.show(
-    fig,
+    pictures.cost_of_types(results, float_ppl, total),
     alt="Perplexity added against megabytes, KL divergence against bits per weight, for fifteen "
     "types: perplexity is flat down to a knee near 4 bits; KL falls steadily on its log scale, "
     "with Q4_0 and Q4_1 above the line of the others.",
@@ -689,7 +675,7 @@ for ax, corpus in zip(axes, heldout, strict=True):
     ax.set_xticks(range(3), labels=mixes)
     ax.set_title(f"tested on {corpus.split('-')[1]}")
 axes[0].set(ylabel="KL / that without an imatrix")
-axes[1].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
+fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
 figures.show(
     fig,
     alt="KL divergence with an importance matrix over that without, for three mixes, tested on "
@@ -708,7 +694,8 @@ print("the right text helps at 2 and 3 bits:", max(right["Q2_K"], right["Q3_K_S"
 wrong = {m: np.mean([effect[m, o, c][1] / effect[m, "none", c][1] for c, o in swapped.items()])
          for m in mixes}  # fmt: skip
 print("at Q2_K more than the wrong text:", right["Q2_K"] < wrong["Q2_K"])
-print("at 4 bits it helps less:", right["Q4_K_S"] > right["Q2_K"])
+gain = {m: effect[m, "none", code][1] - effect[m, code, code][1] for m in mixes}
+print("at 4 bits it saves fewer nats:", gain["Q4_K_S"] < 0.5 * gain["Q2_K"])
 print("the next larger mix would help more:", kl["Q3_K_M"] < effect["Q3_K_S", code, code][1])
 assert max(right["Q2_K"], right["Q3_K_S"]) < 1 and right["Q2_K"] < wrong["Q2_K"]
 
@@ -784,7 +771,7 @@ assert gap < 0.01 and nearer < near and abs(theirs / ours_rounded - 1) < 0.005
 # formats.
 
 # %% tags=["nbval-ignore-output"]
-prompt = "def __init__(self, name"
+prompt = "    if not isinstance(value, "
 start = tokenizer(prompt, add_special_tokens=False)["input_ids"]
 for each in (float_path, path):
     with LlamaCpp(each) as runner:
@@ -999,10 +986,10 @@ except PeerError:
 # so; no weight makes up for another, as in GPTQ, and no channel is rescaled, as in AWQ. The format
 # and the kernels do not change.
 #
-# It helps most at 2 and 3 bits, where there is much error to shift; at 4 bits and more it is within
-# the noise. It can overfit: text of another domain helps less, and columns that it never saw are
-# left to chance. So calibrate on text like what is served, with enough of it, and compare with no
-# imatrix on held-out text.
+# It helps most at 2 and 3 bits, where there is much error to shift; at 4 bits it saves little, and
+# a larger mix saves more. Text of another domain mostly helps less, and columns that it never saw
+# are left to chance. So calibrate on text like what is served, with enough of it, and compare with
+# and without it on held-out text.
 #
 # </details>
 
@@ -1042,7 +1029,7 @@ except PeerError:
 # </details>
 
 # %% [markdown] tags=["interview"]
-# **A "Q4_K_M" of a small model is 6.4 bits a weight. What happened?**
+# **A "Q4_K_M" of a small model has over 6 bits a weight. What happened?**
 #
 # <details><summary>A model answer</summary>
 #

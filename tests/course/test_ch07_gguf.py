@@ -11,6 +11,7 @@ from labkit.course.widgets_07_memory import GIB, MemoryExplorer
 from labkit.course.widgets_07_pictures import (
     block_map,
     block_runs,
+    cost_of_types,
     file_map,
     file_runs,
     header_map,
@@ -112,7 +113,8 @@ def test_the_map_of_a_file_leaves_no_byte_out(tmp_path):
 def test_the_maps_of_bytes_and_types_have_a_square_for_each(block):
     kind = BLOCK_TYPES["Q4_K"]
     assert len(block_map(kind, block.tobytes(), 3).axes[0].patches) == 145
-    assert block_runs(kind)[-1] == ("qs", 16, 144)
+    assert block_runs(kind)[-1] == ("codes 192 to 255", 112, 144)
+    assert block_runs(BLOCK_TYPES["Q4_0"])[-1] == ("qs", 2, 18)
     runs = [("magic", 0, 4), ("version", 4, 8)]
     assert len(header_map(b"GGUF\x03\0\0\0", runs).axes[0].patches) == 8
     shapes = {
@@ -123,3 +125,14 @@ def test_the_maps_of_bytes_and_types_have_a_square_for_each(block):
     squares = type_map(types, "Q4_K_M").axes[0]
     assert len(squares.patches) == 16
     assert [text.get_text() for text in squares.texts].count("Q6_K") == 4
+
+
+def test_every_type_is_drawn_on_both_sides_and_named_on_one():
+    results = {"Q8_0": (8.5, 10.0, 1e-3), "Q4_K_M": (5.0, 11.0, 1e-2), "IQ4_XS": (4.3, 12.0, 2e-2)}
+    left, right = cost_of_types(results, 10.0, 10**6).axes
+    drawn = {tuple(map(float, (*line.get_xdata(), *line.get_ydata()))) for line in right.lines}
+    assert drawn == {(bits, divergence) for bits, _, divergence in results.values()}
+    assert {text.get_text() for text in right.texts} == set(results)
+    sizes = {float(line.get_xdata()[0]): float(line.get_ydata()[0]) for line in left.lines[:3]}
+    assert sizes[0.625] == pytest.approx(10.0)
+    assert len(right.get_legend().get_texts()) == 3
