@@ -58,7 +58,7 @@ class MemoryExplorer(widgets.VBox):
             if any(abs(at[0] - x) < 0.4 and abs(at[1] - y) < 0.25 for x, y in named):
                 continue
             named.append(at)
-            ax.annotate(name, (need, quality), xytext=(5, 5), textcoords="offset points",
+            ax.annotate(name, (need, quality), xytext=(-4, -12), ha="right", textcoords="offset points",
                         fontsize=8, color=colour)  # fmt: skip
         ax.axvline(self.limit.value, color="black", linewidth=1, linestyle="--")
         ax.set(xlabel="weights and cache (GiB)", ylabel=self._quality, yscale="log")

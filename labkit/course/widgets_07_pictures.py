@@ -69,7 +69,7 @@ def block_map(kind: BlockType, block: bytes, chosen: int | None = None) -> Figur
     runs = block_runs(kind)
     fig, ax = figures.new(size=(7.6, 0.7 + 0.3 * -(-len(block) // 16)))
     cells(ax, block, runs, 16, chosen)
-    _legend(ax, [f"{name}: {end - first} bytes" for name, first, end in runs])
+    _legend(ax, [name for name, _, _ in runs])
     return fig
 
 

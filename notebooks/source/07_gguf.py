@@ -24,10 +24,10 @@ import torch.nn.functional as F
 
 from labkit.core.errors import CalibrationError, FormatError, PeerError
 from labkit.course import check, figures, hint, reveal
+from labkit.course import widgets_07_pictures as pictures
 from labkit.course.prediction import predict
 
 # %%
-from labkit.course import widgets_07_pictures as pictures
 from labkit.course.widgets_07_block import BlockExplorer
 from labkit.course.widgets_07_memory import MemoryExplorer
 from labkit.data import load_corpus
@@ -510,7 +510,7 @@ llama_8b = shapes_of(32, 4096, 14336, 1024, 128256)
 facts = ModelFacts("llama", 32, 32, 8)
 chosen = choose_types(llama_8b, "Q4_K_M", facts)
 figures.show(
-    pictures.type_map({name: choice.type_name for name, choice in chosen.items()}, "Q4_K_M, 32 layers"),
+    pictures.type_map({n: choice.type_name for n, choice in chosen.items()}, "Q4_K_M, 32 layers"),
     alt="The same map for 32 layers: Q6_K for attn_v and ffn_down in layers 0 to 3, 28 to 31 and "
     "every third between, Q4_K elsewhere.",
 )
