@@ -24,7 +24,7 @@ def through_gguf(
     type_name: str,
     importance: ImportanceMatrix | None = None,
 ) -> tuple[PreTrainedModel, Conversion]:
-    """Write ``model`` as a temporary GGUF file; return a copy with the file's weights, and a report.
+    """Write ``model`` as a temporary GGUF file; return a copy with its weights, and a report.
 
     The copy computes in floating point with exactly what llama.cpp decodes from the file; unlike
     llama.cpp it does not round activations. Raises what `labkit.models.to_gguf.to_gguf` raises.
@@ -35,5 +35,7 @@ def through_gguf(
         conversion = to_gguf((model, None), path, type_name, importance)
         parameters = dict(changed.named_parameters())
         for name, weight in weights_of(path):
+            if name not in parameters:  # GPT-NeoX's head changed its name in transformers 5
+                parameters[name] = changed.get_output_embeddings().weight
             parameters[name].copy_(weight)
     return changed, conversion
