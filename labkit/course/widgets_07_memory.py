@@ -58,8 +58,9 @@ class MemoryExplorer(widgets.VBox):
             if any(abs(at[0] - x) < 0.4 and abs(at[1] - y) < 0.25 for x, y in named):
                 continue
             named.append(at)
-            ax.annotate(name, (need, quality), xytext=(-4, -12), ha="right", textcoords="offset points",
-                        fontsize=8, color=colour)  # fmt: skip
+            ax.annotate(name, (need, quality), xytext=(-4, -12), textcoords="offset points",
+                        ha="right", fontsize=8, color=colour)  # fmt: skip
+        ax.margins(0.12)
         ax.axvline(self.limit.value, color="black", linewidth=1, linestyle="--")
         ax.set(xlabel="weights and cache (GiB)", ylabel=self._quality, yscale="log")
         ax.set_title(self.best or "nothing fits: fewer weights, or a shorter cache")
