@@ -46,7 +46,62 @@ def times_block() -> str:
     return "\n".join([*lines, "", f"Measured on {result['machine']}."])
 
 
-BLOCKS = {"score": score_block, "times": times_block}
+def quantizers_block() -> str:
+    """Ours beside the libraries: seconds, their ratio, the errors of both."""
+    result = _read("bench-quantizers.json")
+    lines = ["| what | beside | ours | theirs | times as fast | our error | theirs |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for row in result["rows"]:
+        cells = [row["what"], row["peer"], _seconds(row["seconds"]), _seconds(row["peer_seconds"])]
+        cells += [f"{row['ratio']:.1f}", f"{row['error']:.4f}", f"{row['peer_error']:.4f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    made = result["made_with"]
+    # A note that several rows share is said once, with the first of them.
+    notes = {row["note"]: row["what"].split(",")[0] for row in reversed(result["rows"])}
+    said = [f"- {what}: {note}." for note, what in reversed(notes.items()) if note]
+    source = f"`{result['command']}`, {made['cpu']}, torch {made['torch']}."
+    return "\n".join([*lines, "", *said, "", source])
+
+
+def gguf_block() -> str:
+    """Million weights a second of our encoders and decoders, and how many times ggml's that is."""
+    result = _read("bench-gguf.json")
+    tasks = ("encode", "encode with importance", "decode")
+    counts = sorted({row["threads"] for row in result["rows"]})
+    head = ["type"]
+    for task in tasks:
+        head += [f"{task}, million a second", *(f"x ggml, threads {count}" for count in counts)]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for name in dict.fromkeys(row["type_name"] for row in result["rows"]):
+        cells = [name]
+        for task in tasks:
+            rows = [r for r in result["rows"] if (r["type_name"], r["task"]) == (name, task)]
+            rows.sort(key=lambda row: row["threads"])
+            if not rows:
+                cells += [""] * (1 + len(counts))
+                continue
+            cells.append(f"{rows[-1]['size'] ** 2 / rows[-1]['seconds'] / 1e6:.0f}")
+            cells += [f"{row['ratio']:.1f}" for row in rows]
+        lines.append(f"| {' | '.join(cells)} |")
+    same = "equal" if all(row["equal"] for row in result["rows"]) else "NOT equal"
+    made = result["made_with"]
+    size = result["rows"][0]["size"]
+    said = (
+        f"`{result['command']}`, {size} x {size} weights, {made['cpu']}; bytes and values: {same}."
+    )
+    return "\n".join([*lines, "", said])
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2f} s" if value >= 0.1 else f"{value * 1e3:.3g} ms"
+
+
+BLOCKS = {
+    "score": score_block,
+    "times": times_block,
+    "quantizers": quantizers_block,
+    "gguf": gguf_block,
+}
 
 
 def filled(text: str) -> str:

@@ -25,7 +25,7 @@ def rows(effort: Effort) -> Iterator[BenchRow]:
     """
     model, tokenizer = load(str(bundled_folder()))
     model = model.cpu()
-    blocks, sequences = (1, 4) if effort.quick else (len(model.model.layers), 32)
+    blocks, sequences = (1, 2) if effort.quick else (len(model.model.layers), 32)
     model.model.layers = model.model.layers[:blocks]
     ids = calibration_set(tokenizer, "stdlib-code", sequences, LENGTH)
     unseen = calibration_set(tokenizer, "stdlib-prose", 4, LENGTH)

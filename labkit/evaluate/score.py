@@ -55,7 +55,7 @@ class Effort:
     tokens: int = 4096
     context: int = 256
     questions: int = 48
-    sequences: int = 16
+    sequences: int = 12
 
 
 THOROUGH = Effort(tokens=32768, questions=500, sequences=128)

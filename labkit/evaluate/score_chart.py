@@ -27,6 +27,9 @@ _FAMILIES = {
     "W8A8": ("#666666", "h", ("RTN W8A8", "SmoothQuant"), ""),
 }
 
+# Perplexities this many times FP32's and more are not told apart.
+_FAR = 5
+
 
 def _family(row: ScoreRow) -> str | None:
     for name, (_, _, start, part) in _FAMILIES.items():
@@ -56,6 +59,25 @@ def _draw(axes: Axes, rows: list[ScoreRow], value) -> None:
     axes.grid(alpha=0.25)
 
 
+def _mean_perplexity(row: ScoreRow) -> float:
+    return sum(row.perplexity.values()) / len(row.perplexity)
+
+
+def _cut_off_at(axes: Axes, top: float, rows: list[ScoreRow]) -> None:
+    """Ruined models would press all the others into one line: say how many lie above."""
+    above = sum(_mean_perplexity(row) > top for row in rows)
+    if above:
+        axes.set_ylim(top=top)
+        axes.annotate(
+            f"{above} row{'s' * (above > 1)} above {top:.0f}",
+            (0.98, 0.96),
+            xycoords="axes fraction",
+            ha="right",
+            va="top",
+            fontsize=8,
+        )
+
+
 def _is_loose(row: ScoreRow) -> bool:
     return row.method.startswith("RTN int") and "asym" in row.method
 
@@ -67,12 +89,13 @@ def score_chart(rows: list[ScoreRow]) -> Figure:
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    _draw(left, rows, lambda row: sum(row.perplexity.values()) / len(row.perplexity))
+    _draw(left, rows, _mean_perplexity)
     left.set_yscale("log")
     left.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     left.yaxis.set_major_formatter("{x:g}")
     left.yaxis.set_minor_formatter(NullFormatter())
     left.set_ylabel("perplexity, mean of the two domains")
+    _cut_off_at(left, _FAR * _mean_perplexity(rows[0]), rows)
     _draw(right, rows, lambda row: 100 * sum(row.tasks.values()) / len(row.tasks))
     right.set_ylabel("task accuracy in %, mean of the four")
     right.set_ylim(-3, 103)

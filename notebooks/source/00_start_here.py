@@ -26,7 +26,7 @@ from labkit.data.tasks import make_task
 from labkit.evaluate.score import Effort, score
 from labkit.evaluate.score_chart import score_chart
 from labkit.evaluate.score_entries import rtn_entries
-from labkit.evaluate.score_row import recorded_rows
+from labkit.evaluate.score_row import RECORDED_ALL, recorded_rows
 from labkit.evaluate.size import parameter_count
 from labkit.models import load
 from labkit.models.apply import map_weights, quantize_model
@@ -228,12 +228,13 @@ figures.show(
 )
 
 # %% [markdown]
-# Where the course takes you: the same model under every method, as `labkit score` recorded it on
-# the machine that `data/results/score.json` names. By chapter 06 you can explain each point.
+# Where the course takes you: the same model under every method, as `labkit score --all` recorded
+# it on the machine that `data/results/score-all.json` names. By chapter 07 you can explain each
+# point.
 
 # %%
 figures.show(
-    score_chart(recorded_rows()),
+    score_chart(recorded_rows(RECORDED_ALL)),
     alt="Recorded: at 8 and 4 bits all careful methods lie near the FP32 level; at 3 bits GPTQ "
     "keeps much more of the model than rounding does.",
 )

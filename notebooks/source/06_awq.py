@@ -10,7 +10,8 @@
 # - search how far the range of a group may be cut
 # - choose between AWQ, GPTQ and the methods that need no calibration
 #
-# **Time:** 90 minutes · **Before this:** [03_per_channel](03_per_channel.ipynb); 05 helps
+# **Time:** 90 minutes · **Before this:** [03_per_channel](03_per_channel.ipynb);
+# [05_gptq](05_gptq.ipynb) helps
 
 # %%
 import copy
