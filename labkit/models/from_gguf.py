@@ -18,6 +18,7 @@ from labkit.formats.gguf.names import Change, Naming, naming_for
 from labkit.formats.gguf.permute import inverse, row_order
 from labkit.formats.gguf.reader import GgufFile
 from labkit.formats.gguf.settings_reading import Source, config_of
+from labkit.formats.tokenizer_files import save_tokenizer
 from labkit.formats.writing import folder_aside, write_json
 from labkit.models.skeleton import Skeleton
 
@@ -117,7 +118,7 @@ def _write_tokenizer(file: GgufFile, folder: Path) -> None:
         return
     from labkit.formats.gguf.tokenizer_reading import tokenizer_from
 
-    tokenizer_from(file.metadata).save_pretrained(folder)
+    save_tokenizer(tokenizer_from(file.metadata), folder)
 
 
 def _require_fitting(folder: Path, where: str) -> None:

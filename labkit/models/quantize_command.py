@@ -110,6 +110,7 @@ def _quantize(
 ) -> QuantizedModel:
     from labkit.data.calibration import calibration_set
     from labkit.formats import InputQuantization, module_of
+    from labkit.formats.tokenizer_files import tokenizer_files
     from labkit.models.blockwise import quantize_blockwise
     from labkit.models.method_settings import method_from_words
     from labkit.models.progress import layer_progress
@@ -123,7 +124,7 @@ def _quantize(
     calibration = calibration_set(tokenizer, **text) if chosen.needs_inputs else None
     with layer_progress(console) as progress:
         result = quantize_blockwise(source, chosen, calibration, progress=progress, **driver)
-    checkpoint = result.checkpoint(result.files or _tokenizer_files(tokenizer))
+    checkpoint = result.checkpoint(result.files or tokenizer_files(tokenizer))
     if method == "smoothquant":  # its point is that inputs can be int8 too: W8A8, token by token
         how = InputQuantization("int", "token")
         checkpoint = replace(checkpoint, inputs=dict.fromkeys(result.layers, how))
@@ -173,14 +174,6 @@ def _open(name: str | None):
             where=str(folder),
             remedy="Put the tokenizer's files beside the weights.",
         ) from error
-
-
-def _tokenizer_files(tokenizer) -> dict[str, bytes]:
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        return {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.is_file()}
 
 
 def _summary(result: QuantizedModel, console: Console) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +18,7 @@ from labkit.core.errors import FormatError, LabkitError
 from labkit.core.quantized import Quantized
 from labkit.formats.checkpoint import QUANTIZATION, Checkpoint
 from labkit.formats.inputs import InputQuantization
+from labkit.formats.tokenizer_files import tokenizer_files
 from labkit.models.walking import weight_matrix
 
 if TYPE_CHECKING:
@@ -65,16 +65,8 @@ def checkpoint_from(
     config: dict[str, Any] = json.loads(model.config.to_json_string(use_diff=False))
     config.pop(QUANTIZATION, None)
     config.setdefault("architectures", [type(model).__name__])
-    files = _files_of(tokenizer) if tokenizer is not None else {}
+    files = tokenizer_files(tokenizer) if tokenizer is not None else {}
     return Checkpoint(config, tensors, dict(layers), files, dict(inputs or {}))
-
-
-def _files_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes]:
-    import tempfile
-
-    with tempfile.TemporaryDirectory(prefix="labkit-tokenizer-") as folder:
-        tokenizer.save_pretrained(folder)
-        return {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.is_file()}
 
 
 def model_from(checkpoint: Checkpoint) -> PreTrainedModel:

@@ -12,6 +12,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -123,6 +124,35 @@ def test_quantization_in_c_is_there(python):
     )
     done = run(python, "-c", program)
     assert done.stdout.split() == ["True"], done.stderr
+
+
+@pytest.mark.peers
+def test_the_bundled_model_runs_there_and_so_does_what_we_write(python, tmp_path):
+    """transformers 4 reads our folders, tokenizers included."""
+    from labkit.formats.tokenizer_files import save_tokenizer
+    from labkit.models import load
+
+    model, tokenizer = load("reference-lm")
+    save_tokenizer(tokenizer, tmp_path)
+    text = "def first(items):\n    return items[0]\n"
+    program = (
+        "import sys, torch\n"
+        "from transformers import AutoTokenizer\n"
+        "from labkit.models import load\n"
+        "model, tokenizer = load('reference-lm')\n"
+        "again = AutoTokenizer.from_pretrained(sys.argv[1])\n"
+        "ids = tokenizer(sys.argv[2])['input_ids']\n"
+        "assert again(sys.argv[2])['input_ids'] == ids\n"
+        "with torch.inference_mode():\n"
+        "    logits = model(input_ids=torch.tensor([ids])).logits[0, -1]\n"
+        "print(ids, int(logits.argmax()))\n"
+    )
+    done = run(python, "-W", "ignore", "-c", program, str(tmp_path), text)
+    assert done.returncode == 0, done.stderr[-3000:]
+    ids = tokenizer(text)["input_ids"]
+    with torch.inference_mode():
+        best = int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
+    assert done.stdout.splitlines()[-1] == f"{ids} {best}"
 
 
 @pytest.mark.peers

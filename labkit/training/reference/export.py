@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from labkit.formats.tokenizer_files import save_tokenizer
+
 
 def export(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Save bfloat16 safetensors, config and tokenizer under `folder`, replacing what was there.
@@ -20,7 +22,7 @@ def export(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: 
     copy = LlamaForCausalLM(model.config).to(torch.bfloat16)
     copy.load_state_dict(model.state_dict())
     copy.save_pretrained(aside, safe_serialization=True)
-    tokenizer.save_pretrained(aside)
+    save_tokenizer(tokenizer, aside)
     folder.mkdir(parents=True, exist_ok=True)
     for path in sorted(aside.iterdir()):
         os.replace(path, folder / path.name)
