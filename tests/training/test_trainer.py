@@ -1,8 +1,12 @@
 """The training loop: the same run twice, in two pieces, and one that goes wrong."""
 
 import json
-import multiprocessing
+import os
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -194,17 +198,25 @@ def test_settings_that_make_no_run(wrong):
         replace(SHORT, **wrong)
 
 
-def _forever(folder: str) -> None:
+def train_for_long(folder: str) -> None:
+    """What `test_a_killed_run_...` starts in a process of its own."""
     train(prepared(), token_batch, replace(SHORT, steps=10_000, save_every=1), folder=folder)
 
 
 def test_a_killed_run_leaves_a_checkpoint_that_is_whole(tmp_path):
     folder = tmp_path / "run"
-    process = multiprocessing.get_context("fork").Process(target=_forever, args=(str(folder),))
-    process.start()
-    while not (folder / "training.safetensors").exists() and process.is_alive():
-        process.join(0.02)
+    # Not a fork: the child of a process with busy threads may wait for their locks for ever.
+    here = Path(__file__).parent
+    paths = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
+    program = "import sys, test_trainer; test_trainer.train_for_long(sys.argv[1])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(folder)], env=os.environ | {"PYTHONPATH": paths}
+    )
+    deadline = time.monotonic() + 120
+    while not (folder / "training.safetensors").exists() and process.poll() is None:
+        assert time.monotonic() < deadline, "no checkpoint in two minutes"
+        time.sleep(0.02)
     process.kill()
-    process.join()
+    process.wait()
     with safe_open(folder / "training.safetensors", "pt") as file:
         assert int(file.metadata()["step"]) >= 1
