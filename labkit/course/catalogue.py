@@ -1,4 +1,4 @@
-"""The chapters of the course, in order: what each asks and how long it takes."""
+"""The chapters and projects of the course, in order: what each asks, how long it takes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Chapter:
-    """One notebook. `minutes` is for the whole of it, `question` what it answers."""
+    """One notebook. `minutes` is for the whole of it, `question` what it answers.
+
+    `notebook` is its path in the folder of notebooks, without the ending.
+    """
 
     notebook: str
     minutes: int
@@ -15,8 +18,13 @@ class Chapter:
 
     @property
     def number(self) -> str:
-        """As in "02"."""
-        return self.notebook[:2]
+        """As in "02" or "p2"."""
+        return self.name[:2]
+
+    @property
+    def name(self) -> str:
+        """As in "02_scale_zero_point" or "p2_cnn_int8"."""
+        return self.notebook.rsplit("/", 1)[-1]
 
 
 CHAPTERS = (
@@ -29,3 +37,9 @@ CHAPTERS = (
     Chapter("06_awq", 90, "Which weights matter, and who decides?"),
     Chapter("07_gguf", 90, "What is in the file on your laptop?"),
 )
+
+PROJECTS = (
+    Chapter("projects/p2_cnn_int8", 90, "Can a photo classifier run on integers alone?"),
+    Chapter("projects/p3_encoder_mixed", 90, "Which layers of an encoder can do with 4 bits?"),
+)
+"""Labs over several chapters, without numbered exercises."""

@@ -1,5 +1,7 @@
 """From `notebooks/source/*.py` to the executed notebooks that a learner opens.
 
+Projects are notebooks too (`source/projects/p2_*.py`), without numbered exercises.
+
     source.py     percent-format text to notebook cells, and whether an .ipynb is in step with it
     running.py    execute a notebook as a fresh learner would, in this Python
     cleaning.py   keep what a reader needs; the same run twice gives the same file

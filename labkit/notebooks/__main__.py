@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, (_, text) in COMMANDS.items():
         command = commands.add_parser(name, help=text)
-        command.add_argument("names", nargs="*", help="02 or 02_scale_zero_point; default: all")
+        command.add_argument("names", nargs="*", help="02, 02_scale_zero_point or p2; default: all")
         command.add_argument("--folder", type=Path, default=NOTEBOOKS, help=argparse.SUPPRESS)
         if name == "build":
             command.add_argument("--force", action="store_true", help="build what is in step too")

@@ -25,9 +25,15 @@ def build(pairs: Iterable[Pair], force: bool = False) -> Iterator[tuple[Pair, bo
     for pair in pairs:
         needed = force or bool(differences(pair))
         if needed:
-            executed = run(notebook_from(pair.source), pair.notebook.parent, pair.name)
+            executed = run(notebook_from(pair.source), _folder(pair), pair.name)
             write(clean(executed), pair.notebook)
         yield pair, needed
+
+
+def _folder(pair: Pair) -> Path:
+    """The notebook's folder, which a first project does not find yet."""
+    pair.notebook.parent.mkdir(exist_ok=True)
+    return pair.notebook.parent
 
 
 def write(notebook: NotebookNode, path: Path) -> None:

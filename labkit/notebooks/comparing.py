@@ -27,7 +27,7 @@ def command(notebooks: Sequence[Path], folder: Path) -> list[str]:
 def compare(pairs: Sequence[Pair], other_cpu: bool = False) -> int:
     """pytest's exit code for all `pairs`; `other_cpu` imitates a smaller, older machine."""
     notebooks = [pair.notebook for pair in pairs]
-    folder = notebooks[0].parent
+    folder = pairs[0].course
     with fresh_learner() as environment:
         environment |= OTHER_CPU if other_cpu else {}
         return subprocess.run(

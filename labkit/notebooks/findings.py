@@ -34,8 +34,13 @@ class Subject:
 
     @property
     def chapter(self) -> str:
-        """The two digits at the start of the name."""
+        """The two signs at the start of the name: the digits of a chapter, or "p2"."""
         return self.name[:2]
+
+    @property
+    def needs_exercises(self) -> bool:
+        """Not the first chapter, and not a project."""
+        return self.chapter != "00" and not self.chapter.startswith("p")
 
     def cells(self, kind: str) -> Iterator[tuple[int, NotebookNode]]:
         """Cells of one kind with their position among all cells."""

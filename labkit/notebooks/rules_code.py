@@ -85,7 +85,7 @@ def exercises(subject: Subject) -> Iterator[Finding]:
     declared = list(exercises_of(subject.chapter)) if subject.chapter in chapter_modules() else []
     if missing := [exercise_id for exercise_id in declared if exercise_id not in present]:
         yield subject.finding(None, "exercise", f"declared but not here: {', '.join(missing)}")
-    if subject.chapter != "00" and len(set(present)) < FEWEST_EXERCISES:
+    if subject.needs_exercises and len(set(present)) < FEWEST_EXERCISES:
         yield subject.finding(
             None, "exercise", f"{len(set(present))} exercises; {FEWEST_EXERCISES} at least"
         )

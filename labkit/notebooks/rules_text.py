@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from labkit.notebooks.findings import Finding, Subject, emoji_in
 from labkit.notebooks.solving import tags
+from labkit.notebooks.source import source_of
 
 TEXT_WORDS, STATEMENT_WORDS, ANSWER_WORDS = 60, 120, 180
 FEWEST_INTERVIEW_CELLS = 3
@@ -36,8 +39,9 @@ def header(subject: Subject) -> Iterator[Finding]:
     if first is None or first.cell_type != "markdown":
         yield subject.finding(None, "header", "the first cell must be the header")
         return
+    number = subject.chapter.upper()
     needed = {
-        f"a title `# {subject.chapter} · ...`": rf"\A# {subject.chapter} · \S",
+        f"a title `# {number} · ...`": rf"\A# {number} · \S",
         "`**You will be able to**` and a list": r"^\*\*You will be able to\*\*\s*\n+(- \S.*\n?)+",
         "`**Time:** N minutes`": r"^\*\*Time:\*\* \d+ minutes",
         "`**Before this:** ...`": r"\*\*Before this:\*\* \S",
@@ -103,9 +107,9 @@ def links(subject: Subject) -> Iterator[Finding]:
             local = target.split("#")[0]
             if ":" in target or not local:
                 continue
-            file = subject.path.parent / local
-            source = file.parent / "source" / f"{file.stem}.py"  # of a notebook not built yet
-            if not file.exists() and not (file.suffix == ".ipynb" and source.exists()):
+            file = Path(os.path.normpath(subject.path.parent / local))
+            unbuilt = file.suffix == ".ipynb" and source_of(file).exists()
+            if not file.exists() and not unbuilt:
                 yield subject.finding(number, "link", f"{target} does not exist")
         if re.search(r"<img(?![^>]*\balt=\"[^\"]+\")", cell.source):
             yield subject.finding(number, "alt-text", "an <img> without alt text")

@@ -1,4 +1,8 @@
-"""Percent-format sources: where they are, what cells they hold, whether a notebook matches them."""
+"""Percent-format sources: where they are, what cells they hold, whether a notebook matches them.
+
+notebooks/source/02_scale_zero_point.py    to notebooks/02_scale_zero_point.ipynb
+notebooks/source/projects/p2_cnn_int8.py   to notebooks/projects/p2_cnn_int8.ipynb
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ from nbformat import NotebookNode
 from labkit.notebooks.errors import NotebookError
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
+PROJECTS = "projects"
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 LANGUAGE_INFO = {
     "name": "python",
@@ -35,8 +40,18 @@ class Pair:
 
     @property
     def name(self) -> str:
-        """As in "02_scale_zero_point"."""
+        """As in "02_scale_zero_point" or "p2_cnn_int8"."""
         return self.source.stem
+
+    @property
+    def is_project(self) -> bool:
+        """Whether it is a project: a lab without numbered exercises."""
+        return self.source.parent.name == PROJECTS
+
+    @property
+    def course(self) -> Path:
+        """The course's folder of notebooks."""
+        return self.source.parents[2 if self.is_project else 1]
 
     def read(self) -> NotebookNode:
         """The built notebook. Raises NotebookError if there is none."""
@@ -53,13 +68,18 @@ class Pair:
 
 
 def pairs(names: Sequence[str] = (), folder: Path = NOTEBOOKS) -> list[Pair]:
-    """The notebooks called `names` ("02" or "02_scale_zero_point"), or all of them, in order.
+    """The notebooks called `names` ("02", "02_scale_zero_point", "p2"), or all of them, in order.
+
+    Chapters come first, then projects.
 
     Raises:
         NotebookError: a name that is no source's, or a folder without sources.
     """
-    sources = sorted((folder / "source").glob("*.py"))
-    found = {path.stem: Pair(path, folder / f"{path.stem}.ipynb") for path in sources}
+    found = {
+        path.stem: Pair(path, folder / part / f"{path.stem}.ipynb")
+        for part in ("", PROJECTS)
+        for path in sorted((folder / "source" / part).glob("*.py"))
+    }
     if not found:
         raise NotebookError("there are no notebook sources", str(folder / "source"))
     if not names:
@@ -74,6 +94,14 @@ def pairs(names: Sequence[str] = (), folder: Path = NOTEBOOKS) -> list[Pair]:
             )
         chosen += matches
     return chosen
+
+
+def source_of(notebook: Path) -> Path:
+    """Where the source of a notebook is, or would be."""
+    place, name = notebook.parent, f"{notebook.stem}.py"
+    if place.name == PROJECTS:
+        return place.parent / "source" / PROJECTS / name
+    return place / "source" / name
 
 
 def digest(source: Path) -> str:
