@@ -5,19 +5,34 @@ The Microscaling standard (OCP, MX v1.0), as gpt-oss is stored. A code is a sign
 so what lies between 6 and 8 becomes 6.
 
 Byte for byte what quantize_row_mxfp4_ref of ggml-quants.c writes (llama.cpp of llama-cpp-python
-0.3.36), which has two corners: log2f rounds numbers just below a power of two up to it, and a block
-whose largest weight is below 2^-125 gets an exponent that wraps around, with codes of 0.
+0.3.36), which has three corners: log2f rounds numbers just below a power of two up to it; a block
+whose largest weight is below 2^-125 gets an exponent that wraps around, with codes of 0; and where
+a weight just below 2^128 is rounded up, the levels 4 and 6 are infinite, and never chosen.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from labkit.quantize.block_decode import half_power
+from labkit.quantize.block_decode import FP4_LEVELS, half_power
 from labkit.quantize.legacy_blocks import pack_nibbles
 
 # Midway between neighbouring levels, which are doubled as in block_decode.FP4_LEVELS.
 MIDWAY = np.array([0.5, 1.5, 2.5, 3.5, 5, 7, 10], np.float32)
+
+
+def _bounds() -> np.ndarray:
+    """For each scale byte, above which magnitude each positive level is nearest, float32 [256, 7].
+
+    Never, where the level itself is beyond float32.
+    """
+    scale = half_power(np.arange(256, dtype=np.uint8))[:, None]
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(FP4_LEVELS[1:8] * scale)
+        return np.where(finite, MIDWAY * scale, np.float32(np.inf))
+
+
+BOUNDS = _bounds()
 
 
 def encode_mxfp4(x: np.ndarray, importance: np.ndarray | None) -> np.ndarray:
@@ -25,10 +40,8 @@ def encode_mxfp4(x: np.ndarray, importance: np.ndarray | None) -> np.ndarray:
     blocks = x.reshape(-1, 32)
     magnitude = np.abs(blocks)
     e = exponent(magnitude.max(axis=1))
-    with np.errstate(over="ignore"):  # an exponent that wrapped around
-        bounds = MIDWAY * half_power(e)[:, None]
     # Midway itself becomes the smaller number; a negative that becomes 0 has the code of +0.
-    code = (magnitude[:, :, None] > bounds[:, None, :]).sum(axis=2).astype(np.uint8)
+    code = (magnitude[:, :, None] > BOUNDS[e][:, None, :]).sum(axis=2).astype(np.uint8)
     code |= ((blocks < 0) & (code > 0)).astype(np.uint8) << 3
     return np.concatenate([e[:, None], pack_nibbles(code)], axis=1).reshape(len(x), -1)
 

@@ -10,10 +10,9 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from labkit.quantize.block_decode import half_power
 from labkit.quantize.gguf_checks_numba import checked
 from labkit.quantize.legacy_blocks_numba import with_own_output
-from labkit.quantize.mxfp4 import MIDWAY, exponent
+from labkit.quantize.mxfp4 import BOUNDS, exponent
 
 _MAGNITUDE = np.int32(0x7FFFFFFF)
 _NBYTES = 17
@@ -36,7 +35,6 @@ def _first_mantissas() -> np.ndarray:
 
 
 _ROUNDS_UP = _first_mantissas()
-_POWERS = half_power(np.arange(256, dtype=np.uint8))
 
 
 @numba.njit(error_model="numpy")
@@ -66,8 +64,8 @@ def _encode(x, bits, out):
         e = _exponent(top)
         block[0] = e
         codes[:] = 0
-        for k in range(MIDWAY.size):
-            bound = MIDWAY[k] * _POWERS[e]
+        for k in range(BOUNDS.shape[1]):
+            bound = BOUNDS[e, k]
             for j in range(v.size):
                 codes[j] += np.int32(abs(v[j]) > bound)
         for j in range(v.size):

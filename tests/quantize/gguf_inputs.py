@@ -55,10 +55,12 @@ def weights(seed: int = 0) -> dict[str, np.ndarray]:
         "sub-blocks of all sizes": _powers(rng, -40, 18, 16),
         "weights of many sizes": _powers(rng, -30, 4, 1),
         "weights of all sizes": _powers(rng, -45, 38, 1),
+        "near the largest float": (rng.uniform(-1, 1, shape) * np.finfo(FLOAT).max).astype(FLOAT),
         "any bits": np.where(np.isfinite(bits), bits, FLOAT(0)),
     }
     for size in (1e-5, 1e-7, 1e-8, 1e-9, 1e-12, 1e-14, 3e-15, 1e-15):
         found[f"gaussian times {size}"] = (gauss * FLOAT(size)).astype(FLOAT)
+    found["near the largest float"][:, ::32] = np.finfo(FLOAT).max
     for outlier in (6e4, -1e4, 1e10, 1e13, -1e15, 1e20, 3e38, -3e38):
         found[f"one outlier of {outlier}"] = gauss.copy()
         found[f"one outlier of {outlier}"][:, 37] = outlier

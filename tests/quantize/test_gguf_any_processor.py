@@ -9,17 +9,19 @@ import sys
 import pytest
 
 _CHECK = """
+import numpy as np
 from labkit.peers import ggml
-from labkit.quantize import iq4_numba, kquants_numba, kquants_symmetric_numba, lookup16
+from labkit.quantize import gguf, lookup16
+from labkit.quantize.gguf_types import BLOCK_TYPES
 from tests.quantize.gguf_inputs import importances, weights
+from tests.quantize.gguf_same import encoders
 
 assert not lookup16.AVAILABLE
-for module in (kquants_numba, kquants_symmetric_numba, iq4_numba):
-    for type_name, encode in module.ENCODE.items():
-        for importance in importances():
-            for name, x in weights().items():
-                expected = ggml.quantize(x, type_name, importance)
-                assert (encode(x, importance, 1) == expected).all(), (type_name, name)
+x = np.concatenate(list(weights().values()))
+for type_name in gguf.ENCODERS:
+    for importance in importances(BLOCK_TYPES[type_name].weights):
+        expected = ggml.quantize(x, type_name, importance)
+        assert (encoders(type_name)[1](x, importance, 1) == expected).all(), type_name
 print("same")
 """
 
