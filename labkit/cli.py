@@ -12,6 +12,7 @@ COMMANDS = {
     "quantize": ("labkit.models.quantize_command", "Quantize a model, write it in a format."),
     "gguf": ("labkit.models.gguf_command", "Models for llama.cpp: convert, imatrix, inspect."),
     "bench": ("labkit.bench.bench_command", "Ours beside the real libraries: time and error."),
+    "study": ("labkit.study.study_command", "The long measurements behind the chapters."),
     "course": ("labkit.course.command", "Progress, and proof that the exercises can be trusted."),
     "train-reference": ("labkit.training.reference_command", "Rebuild the bundled model."),
 }

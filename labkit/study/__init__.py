@@ -1,0 +1,1 @@
+"""Measurements that take longer than a notebook may: run once, recorded in data/results."""

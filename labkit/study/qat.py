@@ -1,0 +1,182 @@
+"""How much of what GPTQ loses can training win back, and how fast? `labkit study qat`
+
+Each run starts at GPTQ's own codes (step 0 of its curve is GPTQ) and may use 5 % of the tokens on
+which the bundled model was trained. The float model is the teacher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from labkit.core.scheme import QuantScheme
+from labkit.data import load_corpus
+from labkit.data.calibration import calibration_set
+from labkit.data.tasks import TASKS
+from labkit.evaluate.perplexity import perplexity
+from labkit.evaluate.tasks import task_accuracy
+from labkit.models.blockwise import quantize_blockwise
+from labkit.models.loading import load
+from labkit.models.methods import Gptq
+from labkit.training.course_batches import course_batches
+from labkit.training.prepare import QatConfig, prepare
+from labkit.training.start import start_from
+from labkit.training.trainer import TrainSettings, train
+
+DOMAINS = ("stdlib-code", "stdlib-prose")
+TRAINED_TOKENS = 14_745_600  # of the bundled model: data/reference-lm/card.json; a test compares
+ROWS, LENGTH = 8, 256
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row: what is rounded, and with which numbers it is trained.
+
+    Args:
+        inputs: bits of the layers' inputs, per token on the spot; None for floats.
+        start: "gptq", or how a learned scale starts (`labkit.training.lsq.LearnedScale`).
+    """
+
+    what: str
+    bits: int
+    inputs: int | None = None
+    start: str = "gptq"
+    lr: float = 1e-3
+    scale_lr: float = 3e-3
+    steps: int = 360
+
+    def config(self) -> QatConfig:
+        """Symmetric per output channel, with the lowest code in use: 3 bits are -4 to 3."""
+        scheme = QuantScheme(self.bits, True, "channel", narrow_range=False)
+        inputs = None if self.inputs is None else QuantScheme(self.inputs, True, "token")
+        return QatConfig(scheme, inputs, start="mse" if self.start == "gptq" else self.start)
+
+
+RUNS = (
+    Run("W3, one scale a row", 3),
+    Run("W2, one scale a row", 2),
+    Run("W4A8, one scale a row and a token", 4, inputs=8),
+)
+
+
+def run(quick: bool = False, tell: Callable[[str], None] = print) -> dict[str, Any]:
+    """All runs; "quick" trains the first for four steps and evaluates on little text."""
+    model, tokenizer = load()
+    tokens, count = (1024, 4) if quick else (32768, 200)
+
+    def figures(network: nn.Module) -> dict[str, float]:
+        return _perplexities(network, tokenizer, tokens)
+
+    float_figures, float_tasks = figures(model), _tasks(model, tokenizer, count)
+    runs = []
+    for plan in RUNS[:1] if quick else RUNS:
+        settings = _settings(plan, 4 if quick else plan.steps)
+        trained, history, before = _train(model, tokenizer, plan, settings, figures, count, tell)
+        curve = [_point(row) for row in history if DOMAINS[0] in row]
+        tokens_used = settings.steps * ROWS * LENGTH
+        ends = {"fp32": float_figures, "gptq": before["perplexity"], "qat": _domains(curve[-1])}
+        runs.append(
+            {
+                **asdict(plan),
+                "steps": settings.steps,
+                "tokens": tokens_used,
+                "share_of_training": tokens_used / TRAINED_TOKENS,
+                **ends,
+                "closed": {d: closed(*(ends[k][d] for k in ends)) for d in DOMAINS},
+                "curve": curve,
+                "loss": [row["loss"] for row in history if "loss" in row],
+                "tasks": {
+                    "fp32": float_tasks,
+                    "gptq": before["tasks"],
+                    "qat": _tasks(trained, tokenizer, count),
+                },
+            }
+        )
+        tell(f"{plan.what}: {ends}, closed {runs[-1]['closed']}")
+    return {"runs": runs, "perplexity_tokens": tokens, "task_items": count}
+
+
+def closed(exact: float, before: float, after: float) -> float:
+    """The part of the gap between `before` and `exact` that `after` has closed; 1 is all of it."""
+    return (before - after) / (before - exact)
+
+
+def _train(
+    model: nn.Module,
+    tokenizer,
+    plan: Run,
+    settings: TrainSettings,
+    figures: Callable[[nn.Module], dict[str, float]],
+    count: int,
+    tell: Callable[[str], None],
+) -> tuple[nn.Module, list[dict[str, float]], dict[str, dict[str, float]]]:
+    """The trained model, its history, and the figures of GPTQ with the same rounded inputs."""
+    config = plan.config()
+    ids = torch.cat([calibration_set(tokenizer, domain, 64, LENGTH) for domain in DOMAINS])
+    layers = quantize_blockwise(model, Gptq(config.weights, act_order=True), ids).layers
+    rounded = prepare(model, config, tell=tell).eval()
+    start_from(rounded, layers)
+    before = {"perplexity": figures(rounded), "tasks": _tasks(rounded, tokenizer, count)}
+    prepared = rounded if plan.start == "gptq" else prepare(model, config, tell=tell)
+    history = train(
+        prepared,
+        course_batches(tokenizer, ROWS, LENGTH),
+        settings,
+        teacher=model,
+        evaluate=figures,
+        progress=lambda word, done, of: tell(f"{done}/{of} {word}") if done % 20 == 0 else None,
+    )
+    return prepared, history, before
+
+
+def _settings(plan: Run, steps: int) -> TrainSettings:
+    return TrainSettings(
+        steps=steps,
+        lr=plan.lr,
+        scale_lr=plan.scale_lr,
+        optimizer="muon",
+        bfloat16=True,
+        evaluate_every=max(1, steps // 6),
+    )
+
+
+def _perplexities(model: nn.Module, tokenizer, tokens: int) -> dict[str, float]:
+    return {
+        domain: perplexity(
+            model, tokenizer, load_corpus(domain, "heldout").text, LENGTH, max_tokens=tokens
+        ).value
+        for domain in DOMAINS
+    }
+
+
+def _tasks(model: nn.Module, tokenizer, count: int) -> dict[str, float]:
+    return {name: task_accuracy(model, tokenizer, name, count, seed=1).accuracy for name in TASKS}
+
+
+def _point(row: dict[str, float]) -> dict[str, float]:
+    return {"step": row["step"], **_domains(row)}
+
+
+def _domains(row: dict[str, float]) -> dict[str, float]:
+    return {domain: row[domain] for domain in DOMAINS}
+
+
+def readme_block(result: dict[str, Any]) -> str:
+    """The table of README: perplexity on code and prose, and the part of GPTQ's gap closed."""
+    heads = ("rounded", "part of the training", "FP32", "GPTQ", "trained", "gap closed")
+    heads += ("tasks after GPTQ", "after training")
+    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    for row in result["runs"]:
+        pairs = [" / ".join(f"{row[k][d]:.4g}" for d in DOMAINS) for k in ("fp32", "gptq", "qat")]
+        gap = " / ".join(f"{row['closed'][d]:.0%}" for d in DOMAINS)
+        tasks = [
+            " ".join(f"{name} {share:.0%}" for name, share in row["tasks"][kind].items())
+            for kind in ("gptq", "qat")
+        ]
+        cells = [row["what"], f"{row['share_of_training']:.1%}", *pairs, gap, *tasks]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)

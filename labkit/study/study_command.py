@@ -1,0 +1,47 @@
+"""`labkit study`: the long measurements behind the chapters' figures."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from labkit.core.errors import LabkitError
+from labkit.study import results
+
+# name -> what it measures; each is a module of labkit.study with `run(quick, tell)`.
+STUDIES = {
+    "qat": "Quantization-aware training beside GPTQ: quality against steps at 3, 2 and 4 bits.",
+    "torchao": "Our quantization-aware training beside torchao's, at equal steps.",
+    "qlora": "QLoRA: before, after, merged, re-quantized; our NF4 base and bitsandbytes'.",
+    "images": "A convolution net in INT8: calibration, ranges, accuracy, size, latency.",
+    "encoder": "A text classifier in mixed precision: sensitivity, allocation, training.",
+}
+
+app = typer.Typer(help="Long measurements, recorded in data/results.", add_completion=False)
+
+
+@app.callback(invoke_without_command=True)
+def study(
+    name: Annotated[str, typer.Argument(help=f"One of {', '.join(STUDIES)}.")],
+    quick: Annotated[bool, typer.Option(help="Small and short: does it run here?")] = False,
+    save: Annotated[Path | None, typer.Option(help="Write the record to this JSON file.")] = None,
+) -> None:
+    """Run one study; what it finds is told while it runs."""
+    errors = Console(stderr=True)
+    if name not in STUDIES:
+        errors.print(f"[red]no study {name!r}; there are {', '.join(STUDIES)}[/red]")
+        raise typer.Exit(2)
+    module = importlib.import_module(f"labkit.study.{name}")
+    try:
+        figures = module.run(quick, lambda text: errors.print(text, markup=False))
+    except LabkitError as error:
+        errors.print(f"[red]{error}[/red]")
+        raise typer.Exit(1) from error
+    print(module.readme_block(figures))
+    if save is not None:
+        results.save(save, f"labkit study {name}{' --quick' * quick}", figures)
+        errors.print(f"saved: {save}")
