@@ -44,13 +44,13 @@ JOBS ?= 2
 
 test: setup $(VENV)/.lm-eval-ready lint ## every test, every notebook compared with its outputs
 	$(PY) -m pytest tests -m "not peers and not slow" -n $(JOBS) --dist worksteal
-	PYTHONPATH=$(CURDIR)/tests/offline $(PY) -m labkit.notebooks check
+	PYTHONPATH=$(CURDIR)/tests/offline $(PY) -m labkit.notebooks check --jobs $(JOBS)
 
 test-slow: setup ## ten million weights a type, a hundred thousand damaged files: minutes
 	$(PY) -m pytest tests -m "slow and not peers" -n $(JOBS) --dist worksteal
 
 test-peers: setup peers ## our methods and formats against the real libraries
-	$(PY) -m pytest tests -m peers
+	$(PY) -m pytest tests -m peers -n $(JOBS) --dist loadscope
 
 lint: setup ## ruff, mypy on labkit/core, the rules of the notebooks
 	$(PY) -m ruff check .

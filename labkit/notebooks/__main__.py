@@ -44,7 +44,7 @@ def _solve(chosen: list[Pair], options: argparse.Namespace) -> int:
 
 
 def _check(chosen: list[Pair], options: argparse.Namespace) -> int:
-    return compare(chosen, other_cpu=options.other_cpu)
+    return compare(chosen, other_cpu=options.other_cpu, jobs=options.jobs)
 
 
 COMMANDS: dict[str, tuple[Callable[[list[Pair], argparse.Namespace], int], str]] = {
@@ -67,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command.add_argument("--force", action="store_true", help="build what is in step too")
         if name == "lint":
             command.add_argument("--source", action="store_true", help="without built notebooks")
+        if name == "check":
+            command.add_argument("--jobs", type=int, default=1, help="notebooks run side by side")
         if name in ("check", "solve"):
             command.add_argument("--other-cpu", action="store_true", help="one thread, no AVX-512")
     options = parser.parse_args(arguments)

@@ -14,22 +14,24 @@ CELL_TIMEOUT = 120
 SANITIZE = "nbval_sanitize.cfg"
 
 
-def command(notebooks: Sequence[Path], folder: Path) -> list[str]:
-    """The pytest command that compares `notebooks`."""
+def command(notebooks: Sequence[Path], folder: Path, jobs: int = 1) -> list[str]:
+    """The pytest command that compares `notebooks`, whole ones in each of `jobs` processes."""
+    shared = ("-n", str(jobs), "--dist", "loadscope") if jobs > 1 else ()
     return [
         *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "--nbval"),
         *("--nbval-current-env", f"--nbval-cell-timeout={CELL_TIMEOUT}"),
         *("--nbval-sanitize-with", str(folder / SANITIZE)),
+        *shared,
         *map(str, notebooks),
     ]
 
 
-def compare(pairs: Sequence[Pair], other_cpu: bool = False) -> int:
+def compare(pairs: Sequence[Pair], other_cpu: bool = False, jobs: int = 1) -> int:
     """pytest's exit code for all `pairs`; `other_cpu` imitates a smaller, older machine."""
     notebooks = [pair.notebook for pair in pairs]
     folder = pairs[0].course
     with fresh_learner() as environment:
         environment |= OTHER_CPU if other_cpu else {}
         return subprocess.run(
-            command(notebooks, folder), cwd=folder.parent, env=environment, check=False
+            command(notebooks, folder, jobs), cwd=folder.parent, env=environment, check=False
         ).returncode

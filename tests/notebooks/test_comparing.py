@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import nbformat
+import pytest
 
 from labkit.notebooks.__main__ import main
 from labkit.notebooks.build import write
@@ -14,13 +15,14 @@ def check(folder, *options):
     return main(["check", "--folder", str(folder), *options])
 
 
-def test_changed_words_and_lost_outputs_are_seen(sample, capfd):
+@pytest.mark.parametrize("options", [(), ("--jobs", "2")])
+def test_changed_words_and_lost_outputs_are_seen(sample, capfd, options):
     notebook = sample.read()
     find(notebook, "guess.compare").outputs[0].text = "no guess kept; measured: 9.99\n"
     find(notebook, "figures.show(").outputs[0].data["text/plain"] = "Figure: A line that falls."
     find(notebook, "between 0 and 1").outputs = []
     write(notebook, sample.notebook)
-    assert check(sample.notebook.parent) == 1
+    assert check(sample.notebook.parent, *options) == 1
     assert "3 failed" in capfd.readouterr().out
 
 
