@@ -76,7 +76,7 @@ _EXPRESSIONS: Shares = (
     ("recall", 0.14),
     ("repl", 0.06),
 )
-EVERYTHING: Shares = (
+_EVERYTHING: Shares = (
     ("stdlib-prose", 0.14),
     ("stdlib-code", 0.22),
     ("doctest", 0.24),
@@ -119,7 +119,7 @@ class Recipe:
         Phase(600, 16, 256, _SUMS, answer_weight=4.0),
         Phase(200, 16, 256, _STATE, answer_weight=4.0),
         Phase(500, 16, 256, _EXPRESSIONS, answer_weight=4.0),
-        Phase(300, 8, 512, EVERYTHING, answer_weight=2.0),
+        Phase(300, 8, 512, _EVERYTHING, answer_weight=2.0),
     )
     muon_lr: float = 3.5e-3
     adamw_lr: float = 3e-3
