@@ -2,9 +2,9 @@
 
 Both round the same weights, but sums over tokens differ in their last bits; one tie that falls the
 other way changes the inputs of all later layers. Two roundings of equal quality so differ by up to
-0.5 % at 4 bits (nine runs, AutoGPTQ against ours: mean 0.02 and -0.07 %, standard
-deviation 0.25 and 0.23 %, code and prose), by 1 % at 3
-bits. Each domain is therefore compared at 4 bits, over three draws of calibration text.
+0.5 % at 4 bits (nine runs, ours against AutoGPTQ's: mean 0.02 % on code and -0.07 % on prose,
+standard deviation 0.25 % and 0.23 %), by 1 % at 3 bits. Each domain is therefore compared at 4
+bits, over three draws of calibration text.
 """
 
 from __future__ import annotations
