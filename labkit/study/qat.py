@@ -1,13 +1,14 @@
 """How much of what GPTQ loses can training win back, and how fast? `labkit study qat`
 
-Each run starts at GPTQ's own codes (step 0 of its curve is GPTQ) and may use 5 % of the tokens on
-which the bundled model was trained. The float model is the teacher.
+Each run starts at GPTQ's own codes (step 0 of its curve is GPTQ, with the same rounded inputs) and
+may use 5 % of the tokens on which the bundled model was trained. The float model is the teacher.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -66,38 +67,42 @@ RUNS = (
 def run(quick: bool = False, tell: Callable[[str], None] = print) -> dict[str, Any]:
     """All runs; "quick" trains the first for four steps and evaluates on little text."""
     model, tokenizer = load()
-    tokens, count = (1024, 4) if quick else (32768, 200)
+    tokens, curve_tokens, count = (1024, 1024, 4) if quick else (32768, 8192, 200)
 
-    def figures(network: nn.Module) -> dict[str, float]:
-        return _perplexities(network, tokenizer, tokens)
+    def figures(network: nn.Module) -> dict[str, dict[str, float]]:
+        return {
+            "perplexity": _perplexities(network, tokenizer, tokens),
+            "tasks": _tasks(network, tokenizer, count),
+        }
 
-    float_figures, float_tasks = figures(model), _tasks(model, tokenizer, count)
+    def point(network: nn.Module) -> dict[str, float]:
+        return _perplexities(network, tokenizer, curve_tokens)
+
+    exact = figures(model)
     runs = []
     for plan in RUNS[:1] if quick else RUNS:
         settings = _settings(plan, 4 if quick else plan.steps)
-        trained, history, before = _train(model, tokenizer, plan, settings, figures, count, tell)
-        curve = [_point(row) for row in history if DOMAINS[0] in row]
-        tokens_used = settings.steps * ROWS * LENGTH
-        ends = {"fp32": float_figures, "gptq": before["perplexity"], "qat": _domains(curve[-1])}
-        runs.append(
-            {
-                **asdict(plan),
-                "steps": settings.steps,
-                "tokens": tokens_used,
-                "share_of_training": tokens_used / TRAINED_TOKENS,
-                **ends,
-                "closed": {d: closed(*(ends[k][d] for k in ends)) for d in DOMAINS},
-                "curve": curve,
-                "loss": [row["loss"] for row in history if "loss" in row],
-                "tasks": {
-                    "fp32": float_tasks,
-                    "gptq": before["tasks"],
-                    "qat": _tasks(trained, tokenizer, count),
-                },
-            }
+        prepared = _at_gptq(model, tokenizer, plan, 4 if quick else 64, tell)
+        stages = {"fp32": exact, "gptq": figures(prepared)}
+        if plan.start != "gptq":
+            prepared = prepare(model, plan.config(), tell=tell)
+        history = train(
+            prepared,
+            course_batches(tokenizer, ROWS, LENGTH),
+            settings,
+            teacher=model,
+            evaluate=point,
+            progress=partial(_tell_now_and_then, tell),
         )
-        tell(f"{plan.what}: {ends}, closed {runs[-1]['closed']}")
-    return {"runs": runs, "perplexity_tokens": tokens, "task_items": count}
+        stages["qat"] = figures(prepared)
+        runs.append(_record(plan, settings, history, stages))
+        tell(f"{plan.what}: closed {runs[-1]['closed']}")
+    return {
+        "runs": runs,
+        "perplexity_tokens": tokens,
+        "curve_tokens": curve_tokens,
+        "task_items": count,
+    }
 
 
 def closed(exact: float, before: float, after: float) -> float:
@@ -105,32 +110,42 @@ def closed(exact: float, before: float, after: float) -> float:
     return (before - after) / (before - exact)
 
 
-def _train(
-    model: nn.Module,
-    tokenizer,
+def _at_gptq(
+    model: nn.Module, tokenizer, plan: Run, sequences: int, tell: Callable[[str], None]
+) -> nn.Module:
+    """The prepared model with GPTQ's codes, its inputs rounded as in training."""
+    config = plan.config()
+    ids = torch.cat([calibration_set(tokenizer, domain, sequences, LENGTH) for domain in DOMAINS])
+    layers = quantize_blockwise(model, Gptq(config.weights, act_order=True), ids).layers
+    prepared = prepare(model, config, tell=tell).eval()
+    start_from(prepared, layers)
+    return prepared
+
+
+def _record(
     plan: Run,
     settings: TrainSettings,
-    figures: Callable[[nn.Module], dict[str, float]],
-    count: int,
-    tell: Callable[[str], None],
-) -> tuple[nn.Module, list[dict[str, float]], dict[str, dict[str, float]]]:
-    """The trained model, its history, and the figures of GPTQ with the same rounded inputs."""
-    config = plan.config()
-    ids = torch.cat([calibration_set(tokenizer, domain, 64, LENGTH) for domain in DOMAINS])
-    layers = quantize_blockwise(model, Gptq(config.weights, act_order=True), ids).layers
-    rounded = prepare(model, config, tell=tell).eval()
-    start_from(rounded, layers)
-    before = {"perplexity": figures(rounded), "tasks": _tasks(rounded, tokenizer, count)}
-    prepared = rounded if plan.start == "gptq" else prepare(model, config, tell=tell)
-    history = train(
-        prepared,
-        course_batches(tokenizer, ROWS, LENGTH),
-        settings,
-        teacher=model,
-        evaluate=figures,
-        progress=lambda word, done, of: tell(f"{done}/{of} {word}") if done % 20 == 0 else None,
-    )
-    return prepared, history, before
+    history: list[dict[str, float]],
+    stages: dict[str, dict[str, dict[str, float]]],
+) -> dict[str, Any]:
+    tokens = settings.steps * ROWS * LENGTH
+    ends = {stage: found["perplexity"] for stage, found in stages.items()}
+    return {
+        **asdict(plan),
+        "steps": settings.steps,
+        "tokens": tokens,
+        "share_of_training": tokens / TRAINED_TOKENS,
+        **ends,
+        "closed": {d: closed(*(ends[k][d] for k in ("fp32", "gptq", "qat"))) for d in DOMAINS},
+        "curve": [_point(row) for row in history if DOMAINS[0] in row],
+        "loss": [row["loss"] for row in history if "loss" in row],
+        "tasks": {stage: found["tasks"] for stage, found in stages.items()},
+    }
+
+
+def _tell_now_and_then(tell: Callable[[str], None], word: str, done: int, of: int) -> None:
+    if done % 20 == 0:
+        tell(f"{done}/{of} {word}")
 
 
 def _settings(plan: Run, steps: int) -> TrainSettings:
@@ -158,11 +173,7 @@ def _tasks(model: nn.Module, tokenizer, count: int) -> dict[str, float]:
 
 
 def _point(row: dict[str, float]) -> dict[str, float]:
-    return {"step": row["step"], **_domains(row)}
-
-
-def _domains(row: dict[str, float]) -> dict[str, float]:
-    return {domain: row[domain] for domain in DOMAINS}
+    return {"step": row["step"], **{domain: row[domain] for domain in DOMAINS}}
 
 
 def readme_block(result: dict[str, Any]) -> str:
