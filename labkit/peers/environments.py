@@ -54,6 +54,7 @@ ENVIRONMENTS = {
                 "transformers==5.17.0",
                 "compressed-tensors==0.19.0",
                 "hqq",
+                "torchao==0.18.0",
             ),
         ),
     ),
@@ -66,6 +67,7 @@ PEERS = {
     "llmcompressor": "llmcompressor",
     "compressed_tensors": "llmcompressor",
     "hqq": "llmcompressor",
+    "torchao": "llmcompressor",
 }
 """The library, by the name that it is imported under, and its environment."""
 
