@@ -10,6 +10,7 @@ COMMANDS = {
     "doctor": ("labkit.doctor", "Check that this machine can run the course."),
     "score": ("labkit.evaluate.score_command", "Quantize a model with every method; one table."),
     "quantize": ("labkit.models.quantize_command", "Quantize a model, write it in a format."),
+    "qat": ("labkit.training.qat_command", "Train a model with rounded weights, write it."),
     "gguf": ("labkit.models.gguf_command", "Models for llama.cpp: convert, imatrix, inspect."),
     "bench": ("labkit.bench.bench_command", "Ours beside the real libraries: time and error."),
     "study": ("labkit.study.study_command", "The long measurements behind the chapters."),

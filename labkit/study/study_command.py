@@ -24,7 +24,7 @@ STUDIES = {
 app = typer.Typer(help="Long measurements, recorded in data/results.", add_completion=False)
 
 
-@app.callback(invoke_without_command=True)
+@app.command()
 def study(
     name: Annotated[str, typer.Argument(help=f"One of {', '.join(STUDIES)}.")],
     quick: Annotated[bool, typer.Option(help="Small and short: does it run here?")] = False,
