@@ -44,6 +44,7 @@ class FakeQuant(nn.Module):
     hi: Tensor
     seen: Tensor
     frozen: Tensor
+    place: str = "FakeQuant"
 
     def __init__(
         self,
@@ -101,7 +102,7 @@ class FakeQuant(nn.Module):
         if int(self.seen) == 0:
             raise CalibrationError(
                 "an observer that has seen nothing has no range",
-                where=f"FakeQuant, {self.scheme}",
+                where=f"{self.place}, {self.scheme}",
                 remedy="Train, or run the model in training mode on calibration data, first.",
             )
         scheme = self.scheme
@@ -126,7 +127,7 @@ class FakeQuant(nn.Module):
         if self.ranges == "moving" and bool(self.lo == self.hi):
             raise CalibrationError(
                 f"all {int(self.seen)} batches held the one value {float(self.lo):.4g}",
-                where=f"FakeQuant, {self.scheme}",
+                where=f"{self.place}, {self.scheme}",
                 remedy="Look at the layer in front: an activation without variance has no range.",
             )
 

@@ -24,6 +24,7 @@ class Rounder(Protocol):
     """What `FakeQuant`, `LearnedScale` and `LearnedClip` have in common."""
 
     scheme: QuantScheme
+    place: str  # for errors: its name in the model, once `prepare` has given it one
 
     def __call__(self, x: Tensor) -> Tensor: ...
 

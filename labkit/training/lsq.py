@@ -102,6 +102,7 @@ class LearnedScale(nn.Module):
 
     zero_point: Tensor
     seen: Tensor
+    place: str = "LearnedScale"
 
     def __init__(
         self,
@@ -167,7 +168,7 @@ class LearnedScale(nn.Module):
         if self.scale.ndim == 0 and bool(low == high):
             raise CalibrationError(
                 f"all {x.numel()} values are {float(low):.4g}",
-                where=f"LearnedScale, {self.scheme}",
+                where=f"{self.place}, {self.scheme}",
                 remedy="Look at the layer in front: an activation without variance has no range.",
             )
         scale, zero_point = self._minmax(low, high)
@@ -199,10 +200,10 @@ class LearnedScale(nn.Module):
         if int(self.seen) == 0:
             raise CalibrationError(
                 "a learned scale that has seen no tensor",
-                where=f"LearnedScale, {self.scheme}",
+                where=f"{self.place}, {self.scheme}",
                 remedy="Call initialize(x), or train, first.",
             )
-        require_finite(self.scale.detach(), "learned scale")
+        require_finite(self.scale.detach(), f"learned scale of {self.place}")
 
     @torch.no_grad()
     def quantized(self, x: Tensor) -> QuantizedTensor:

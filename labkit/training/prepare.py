@@ -19,13 +19,14 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from labkit.core.errors import LabkitError, ModelError
+from labkit.core.errors import LabkitError, ModelError, SchemeError
 from labkit.core.scheme import QuantScheme
 from labkit.models.walking import is_linear, linear_layers
 from labkit.training.batch_norm import QatConvBn2d
 from labkit.training.fake_quant import FakeQuant
 from labkit.training.layers import QatConv2d, QatEmbedding, QatLinear, rounders
 from labkit.training.lsq import LearnedScale, Start
+from labkit.training.pact import LearnedClip
 
 KEYS_AND_VALUES = ("k_proj", "v_proj")
 
@@ -42,9 +43,14 @@ class QatConfig:
             rotation); "token" or "tensor"; None to leave it.
         scales: "learned" (LSQ) or "minmax" (ranges follow the tensors) for weights and for static
             inputs. What is made on the spot is never learned.
+        activations: "scales", as above, or "pact": static inputs are clipped where it is learned
+            (`labkit.training.pact.LearnedClip`), from their largest value downwards.
         start: where learned weight scales start (`LearnedScale`).
         keep: names of layers to leave alone; "*" stands for anything.
         scale_dtype: what the weights' scales are stored in; GPTQ files hold float16.
+
+    Raises:
+        SchemeError: "pact" for inputs that are not static.
     """
 
     weights: QuantScheme
@@ -52,9 +58,19 @@ class QatConfig:
     embedding: QuantScheme | None = None
     cache: QuantScheme | None = None
     scales: Literal["learned", "minmax"] = "learned"
+    activations: Literal["scales", "pact"] = "scales"
     start: Start = "mse"
     keep: tuple[str, ...] = ()
     scale_dtype: torch.dtype = torch.float16
+
+    def __post_init__(self) -> None:
+        static = self.inputs is not None and self.inputs.granularity == "tensor"
+        if self.activations == "pact" and not static:
+            raise SchemeError(
+                f'activations="pact" for inputs in {self.inputs}',
+                where="QatConfig",
+                remedy='A learned clip is one number for all tokens: inputs by "tensor".',
+            )
 
 
 def prepare(
@@ -93,6 +109,8 @@ def prepare(
             _replace(prepared, _name_of(prepared, new.norm, below=name), nn.Identity())
     done = set(targets) | _prepare_embedding(prepared, config)
     done |= {name for name, layer in model.named_modules() if hasattr(layer, "weight_quant")}
+    for name, module in rounders(prepared).items():
+        module.place = name
     left = [name for name, layer in model.named_modules() if _countable(layer) and name not in done]
     if left:
         tell(f"In floating point: {', '.join(left)}.")
@@ -199,6 +217,8 @@ def _input_quant(config: QatConfig, features: int) -> nn.Module | None:
     scheme = config.inputs
     if scheme is None:
         return None
+    if config.activations == "pact":
+        return LearnedClip(scheme, None)
     if scheme.granularity == "tensor" and config.scales == "learned":
         # 8 bits are enough for the whole range: there is no need to clip from the start.
         return LearnedScale(scheme, (), features, start="minmax")

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from labkit.training.divergence import DivergenceError, Watch, diverged
 from labkit.training.losses import LanguageLoss
 from labkit.training.lsq import LearnedScale
 from labkit.training.optimizer import Kind, build_optimizers, lr_factor, set_lr
+from labkit.training.pact import LearnedClip
 from labkit.training.prepare import freeze_ranges, observe
 
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -41,6 +42,7 @@ class TrainSettings:
         warmup: steps over which the learning rate rises; it then falls linearly to 0.
         clip_norm: the largest norm of a step's gradient; larger ones are shortened.
         distill, temperature: of the language loss, if there is a teacher (`LanguageLoss`).
+        clip_decay: factor of alpha² in the loss, for every `LearnedClip` of the model.
         freeze_at: share of the steps after which ranges and batch statistics stay; 1.0 for never.
         bfloat16: compute products in bfloat16; the weights stay in float32.
         evaluate_every, save_every: in steps; the end counts too.
@@ -60,6 +62,7 @@ class TrainSettings:
     clip_norm: float = 1.0
     distill: float = 1.0
     temperature: float = 1.0
+    clip_decay: float = 1e-5
     freeze_at: float = 1.0
     bfloat16: bool = False
     evaluate_every: int = 60
@@ -69,14 +72,15 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         positive = (self.steps, self.clip_norm, self.evaluate_every, self.save_every)
-        rates = (self.lr, self.scale_lr, self.weight_decay, self.warmup)
+        rates = (self.lr, self.scale_lr, self.weight_decay, self.clip_decay, self.warmup)
         sound = all(math.isfinite(n) and n >= 0 for n in rates) and min(positive) > 0
-        if not sound or not 0 <= self.freeze_at <= 1 or not self.divergence > 1:
+        sound = sound and 0 <= self.freeze_at <= 1 and self.divergence > 1
+        if not sound or self.optimizer not in get_args(Kind):
             raise SchemeError(
                 f"{self}",
                 where="TrainSettings",
                 remedy="Counts are at least 1, rates at least 0, freeze_at 0 to 1, divergence"
-                " above 1.",
+                f" above 1, the optimizer one of {', '.join(get_args(Kind))}.",
             )
 
 
@@ -180,8 +184,9 @@ class _Run:
             self.history.append({"step": 0} | self._evaluated())
 
     def _wake(self) -> None:
-        """Let learned scales that have seen nothing start: their learning rate depends on it."""
-        asleep = (m for m in self.model.modules() if isinstance(m, LearnedScale) and not m.seen)
+        """Let learned ranges that have seen nothing start: their learning rate depends on it."""
+        learned = (m for m in self.model.modules() if isinstance(m, LearnedScale | LearnedClip))
+        asleep = (module for module in learned if not module.seen)
         if next(asleep, None) is not None:
             observe(self.model, [0], lambda model, step: self._loss_of(step))
 
@@ -201,7 +206,7 @@ class _Run:
             if step == 0:  # nothing has been trained yet: the fault lies elsewhere
                 raise
             raise diverged(step + 1, str(error), settings.lr * factor) from error
-        loss.backward()
+        self._penalized(loss).backward()
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm))
         watch.add(step + 1, loss.item(), norm, settings.lr * factor)
@@ -210,6 +215,10 @@ class _Run:
             optimizer.zero_grad(set_to_none=True)
         self.done = step + 1
         return {"step": self.done, "loss": loss.item(), "gradient": norm, "lr": factor}
+
+    def _penalized(self, loss: Tensor) -> Tensor:
+        clips = [m.penalty() for m in self.model.modules() if isinstance(m, LearnedClip)]
+        return loss + self.settings.clip_decay * torch.stack(clips).sum() if clips else loss
 
     def _report(self) -> None:
         settings, ended = self.settings, self.done == self.settings.steps

@@ -115,6 +115,25 @@ def test_a_rounded_cache_stays_rounded():
         convert(unseen)
 
 
+@pytest.mark.parametrize("cache", [QuantScheme(8, True, "token"), STATIC8], ids=str)
+def test_training_learns_through_a_rounded_cache_and_decoding_holds_it(cache):
+    """One token at a time, from a cache of rounded keys and values, gives what all at once do."""
+    model = prepare(tiny("llama_gqa_tied"), QatConfig(W4, cache=cache), tell=lambda line: None)
+    before = {n: p.detach().clone() for n, p in model.named_parameters() if "v_proj.w" in n}
+    train(model, token_batch, TrainSettings(steps=3, warmup=1), teacher=tiny("llama_gqa_tied"))
+    moved = dict(model.named_parameters())
+    assert all(not torch.equal(moved[name], value) for name, value in before.items())
+    exported, ids = convert(model).model, tokens(1, 8)
+    with torch.no_grad():
+        whole, past, steps = exported(ids).logits, None, []
+        for index in range(ids.shape[1]):
+            out = exported(ids[:, index : index + 1], past_key_values=past, use_cache=True)
+            past = out.past_key_values
+            steps.append(out.logits)
+    assert torch.allclose(torch.cat(steps, 1), whole, atol=1e-4)
+    assert torch.equal(whole, model(ids).logits)
+
+
 @pytest.mark.parametrize("scheme", [W4, QuantScheme(2, False, "group", 32), W3_GROUP], ids=str)
 def test_gptq_files_hold_the_trained_model(scheme, tmp_path):
     model = trained(QatConfig(scheme))
@@ -125,9 +144,14 @@ def test_gptq_files_hold_the_trained_model(scheme, tmp_path):
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("inputs", [TOKEN8, STATIC8_SYM], ids=str)
-def test_compressed_tensors_hold_rounded_inputs_too(bits, inputs, tmp_path):
-    model = trained(QatConfig(QuantScheme(bits, narrow_range=False), inputs))
+@pytest.mark.parametrize(
+    ("inputs", "activations"),
+    [(TOKEN8, "scales"), (STATIC8_SYM, "scales"), (STATIC8_SYM, "pact")],
+    ids=str,
+)
+def test_compressed_tensors_hold_rounded_inputs_too(bits, inputs, activations, tmp_path):
+    scheme = QuantScheme(bits, narrow_range=False)
+    model = trained(QatConfig(scheme, inputs, activations=activations))
     compressed_tensors.save(convert(model).checkpoint(), tmp_path / "out")
     read = model_from(formats.load(tmp_path / "out"))
     assert torch.equal(logits(read), logits(model))

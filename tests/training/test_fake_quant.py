@@ -41,23 +41,64 @@ def close_but_for_ties(ours: torch.Tensor, theirs: torch.Tensor, step: float) ->
     return bool((wrong > step * 1e-3).float().mean() < 0.01 and wrong.max() <= step * 1.001)
 
 
-def test_per_channel_weights_as_torch_does_them():
-    theirs = ao.FakeQuantize(
-        observer=ao.PerChannelMinMaxObserver,
-        quant_min=-8,
-        quant_max=7,
-        dtype=torch.qint8,
-        qscheme=torch.per_channel_symmetric,
-        ch_axis=0,
+def torchs(scheme: QuantScheme) -> ao.FakeQuantize:
+    """torch's own with its min-max observer on, for the grid of `scheme`."""
+    by_channel = scheme.granularity == "channel"
+    kind = "channel" if by_channel else "tensor"
+    affine = "symmetric" if scheme.symmetric else "affine"
+    return ao.FakeQuantize(
+        observer=ao.PerChannelMinMaxObserver if by_channel else ao.MinMaxObserver,
+        quant_min=scheme.qmin,
+        quant_max=scheme.qmax,
+        dtype=torch.qint8 if scheme.symmetric else torch.quint8,
+        qscheme=getattr(torch, f"per_{kind}_{affine}"),
+        **({"ch_axis": 0} if by_channel else {}),
     )
-    ours = FakeQuant(QuantScheme(4, True, "channel", narrow_range=False))
+
+
+GRIDS = [
+    QuantScheme(bits, symmetric, granularity, narrow_range=False)
+    for bits in (2, 4, 8)
+    for symmetric in (True, False)
+    for granularity in ("tensor", "channel")
+]
+
+
+@pytest.mark.parametrize("scheme", GRIDS, ids=str)
+def test_forward_and_gradient_are_torchs_bit_for_bit(scheme):
+    """With ranges whose scale is a power of two, where torch's x · (1 / scale) is x / scale."""
+    levels = scheme.qmax - scheme.qmin
+    low = -levels / 32 if scheme.symmetric else -(levels // 2) / 16
+    high = levels / 32 if scheme.symmetric else levels / 16 + low
+    x, twin = leaf(5, 400, spread=0.3), leaf(5, 400, spread=0.3)
+    with torch.no_grad():
+        for t in (x, twin):
+            t.clamp_(low, high)
+            t[:, 0], t[:, 1] = low, high
+    ours, theirs = FakeQuant(scheme), torchs(scheme)
+    a, b = ours(x), theirs(twin)
+    scale, zero = ours.qparams()
+    assert float(scale.max()) == float(scale.min()) == 1 / 16
+    assert torch.equal(scale.flatten(), theirs.scale)
+    assert torch.equal(zero.flatten(), theirs.zero_point.to(torch.int32))
+    assert torch.equal(a, b)
+    assert torch.equal(gradients(a, x)[0], gradients(b, twin)[0])
+
+
+@pytest.mark.parametrize("scheme", GRIDS, ids=str)
+def test_other_scales_differ_from_torchs_next_to_ties_alone(scheme):
     x, twin = leaf(5, 400), leaf(5, 400)
+    ours, theirs = FakeQuant(scheme), torchs(scheme)
     a, b = ours(x), theirs(twin)
     scale, zero = ours.qparams()
     assert torch.allclose(scale.flatten(), theirs.scale, rtol=1e-6)
     assert torch.equal(zero.flatten(), theirs.zero_point.to(torch.int32))
-    assert close_but_for_ties(a.detach(), b.detach(), float(scale.max()))
-    assert torch.equal(gradients(a, x)[0], gradients(b, twin)[0])
+    quotient = x.detach() / scale.reshape(-1, 1)
+    tied = (quotient.remainder(1) - 0.5).abs() < 2**-14
+    assert torch.allclose(a[~tied], b[~tied], rtol=1e-5)
+    assert bool(((a - b).abs() <= scale.reshape(-1, 1) * 1.001).all())
+    assert torch.equal(gradients(a, x)[0][~tied], gradients(b, twin)[0][~tied])
+    assert tied.float().mean() < 0.01
 
 
 def test_moving_activations_as_torch_does_them():

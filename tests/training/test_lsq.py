@@ -48,6 +48,32 @@ def test_per_channel_gradients_equal_torch():
         assert torch.allclose(a.flatten(), b.flatten(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_whole_module_learns_as_torchs_learnable_fake_quantization(granularity, symmetric):
+    """Forward and the gradients of weight, scale and zero-point, with LSQ's own factor."""
+    scheme = QuantScheme(4, symmetric, granularity)
+    weight, twin = leaf(6, 128), leaf(6, 128)
+    learned = LearnedScale.of_weight(weight, scheme, start="minmax")
+    with torch.no_grad():
+        learned.scale.fill_(0.25)  # some clipped, some not; a power of two
+        learned.zero_point.copy_(learned.zero_point.clamp(5, 9) * (not symmetric))
+    scale = learned.scale.detach().flatten().clone().requires_grad_()
+    zero = learned.zero_point.detach().flatten().clone().requires_grad_()
+    ends = (scheme.qmin, scheme.qmax, learned.factor)
+    if granularity == "tensor":
+        theirs = torch._fake_quantize_learnable_per_tensor_affine(twin, scale, zero, *ends)
+    else:
+        theirs = torch._fake_quantize_learnable_per_channel_affine(twin, scale, zero, 0, *ends)
+    ours = learned(weight)
+    assert torch.equal(ours, theirs)
+    mine = [weight, learned.scale, *([] if symmetric else [learned.zero_point])]
+    wanted = gradients(theirs, twin, scale, zero)
+    for a, b in zip(gradients(ours, *mine), wanted, strict=False):
+        assert torch.allclose(a.flatten(), b.flatten(), rtol=1e-4, atol=1e-5)
+    assert any(float(gradient.abs().max()) > 0 for gradient in wanted[1:])
+
+
 def test_the_gradient_is_what_autograd_finds_through_the_staircase():
     """The formula is no second estimator: it is the straight-through one, applied to s."""
     x, s = leaf(4, 100), grown((4, 1), 0.3)

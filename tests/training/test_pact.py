@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from leaves import leaf
 
-from labkit.core.errors import NonFiniteError, SchemeError
+from labkit.core.errors import CalibrationError, NonFiniteError, SchemeError
 from labkit.core.scheme import QuantScheme
 from labkit.training.pact import LearnedClip
 
@@ -50,6 +50,24 @@ def test_alpha_settles_between_clipping_and_rounding():
         optimizer.step()
     assert 1.0 < clip.alpha.item() < 4.5
     assert float((clip(x) - x).square().mean().detach()) < before
+
+
+def test_alpha_may_start_at_the_first_tensor():
+    clip = LearnedClip(SIGNED4, None)
+    for call in (clip.qparams, clip.require_ready, lambda: clip.eval()(torch.ones(3))):
+        with pytest.raises(CalibrationError, match="no tensor"):
+            call()
+    clip.train()(torch.tensor([-3.0, 2.0]))
+    assert clip.alpha.item() == 3.0
+    clip(torch.tensor([-30.0, 20.0]))
+    assert clip.alpha.item() == 3.0
+    other = LearnedClip(SIGNED4, None)
+    other.load_state_dict(clip.state_dict())
+    assert other.eval()(torch.tensor([9.0])).item() == pytest.approx(3.0)
+    with pytest.raises(SchemeError, match="ReLU"):
+        LearnedClip(RELU4, None)(torch.tensor([-1.0, 2.0]))
+    with pytest.raises(CalibrationError, match="variance"):
+        LearnedClip(SIGNED4, None)(torch.zeros(3))
 
 
 def test_what_is_exported_is_what_was_trained():

@@ -6,7 +6,13 @@ from small_nets import SmallNet, images
 from tiny_models import FAMILIES, tiny, tokens
 from torch import nn
 
-from labkit.core.errors import GroupSizeError, ModelError, NonFiniteError
+from labkit.core.errors import (
+    CalibrationError,
+    GroupSizeError,
+    ModelError,
+    NonFiniteError,
+    SchemeError,
+)
 from labkit.core.observers import MinMaxObserver
 from labkit.core.scheme import QuantScheme
 from labkit.models.walking import linear_layers
@@ -14,10 +20,12 @@ from labkit.training.batch_norm import QatConvBn2d, fold_batch_norm
 from labkit.training.fake_quant import FakeQuant
 from labkit.training.layers import QatEmbedding, QatLinear, rounders
 from labkit.training.lsq import LearnedScale
+from labkit.training.pact import LearnedClip
 from labkit.training.prepare import QatConfig, freeze_ranges, observe, prepare
 
 W8, W3 = QuantScheme(8), QuantScheme(3, narrow_range=False)
 STATIC8 = QuantScheme(8, False, "tensor")
+STATIC8_SIGNED = QuantScheme(8, True, "tensor", narrow_range=False)
 TOKEN8 = QuantScheme(8, True, "token", narrow_range=False)
 
 
@@ -72,6 +80,19 @@ def test_scales_are_learned_or_watched(scales):
     assert kinds == {LearnedScale if scales == "learned" else FakeQuant}
     prepared.train()(tokens(2, 8)).logits.sum().backward()
     assert prepared.model.layers[0].mlp.up_proj.weight.grad.abs().sum() > 0
+
+
+def test_static_inputs_may_be_clipped_where_it_is_learned():
+    config = QatConfig(W3, STATIC8_SIGNED, activations="pact")
+    prepared = prepare(tiny("llama"), config, tell=quiet)
+    layer = prepared.model.layers[0].mlp.up_proj
+    assert isinstance(layer.input_quant, LearnedClip)
+    assert isinstance(layer.weight_quant, LearnedScale)
+    prepared.train()(tokens(2, 8)).logits.sum().backward()
+    assert float(layer.input_quant.alpha.detach()) > 1
+    for inputs in (None, TOKEN8):
+        with pytest.raises(SchemeError, match="pact"):
+            QatConfig(W3, inputs, activations="pact")
 
 
 @pytest.mark.parametrize("family", ["llama", "llama_gqa_tied"])
@@ -148,3 +169,26 @@ def test_failures_name_the_layer():
     with pytest.raises(NonFiniteError) as caught:
         prepare(ruined, QatConfig(W3, scales="minmax"))
     assert "layers.1.mlp.up_proj" in caught.value.__notes__[0]
+
+
+def test_a_norm_without_statistics_is_named():
+    model = SmallNet()
+    model.bn2.reset_running_stats()
+    with pytest.raises(CalibrationError, match="no batch") as caught:
+        prepare(model, QatConfig(W8), tell=quiet)
+    assert caught.value.__notes__ == ["in layer conv2"]
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        (QatConfig(W3, STATIC8), "model.layers.0.self_attn.q_proj.input_quant"),
+        (QatConfig(W3, STATIC8_SIGNED, activations="pact"), "layers.0.self_attn.q_proj.input"),
+    ],
+)
+def test_an_activation_without_variance_is_named(config, name):
+    prepared = prepare(tiny("llama"), config, tell=quiet).train()
+    with torch.no_grad():
+        prepared.model.layers[0].input_layernorm.weight.zero_()
+    with pytest.raises(CalibrationError, match=rf"{name}.*variance"):
+        prepared(tokens(2, 8))

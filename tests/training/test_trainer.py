@@ -27,6 +27,7 @@ from labkit.training.trainer import TrainSettings, train
 
 W2 = QuantScheme(2, True, "channel", narrow_range=False)
 STATIC8 = QuantScheme(8, False, "tensor")
+STATIC8_SIGNED = QuantScheme(8, True, "tensor", narrow_range=False)
 SHORT = TrainSettings(steps=6, warmup=2, lr=3e-3, save_every=2, evaluate_every=3)
 
 
@@ -130,6 +131,46 @@ def test_ranges_and_statistics_freeze_on_the_way():
         train(model, lambda s: s, SHORT, loss=lambda n, s: classification_loss(n(images()), None))
 
 
+def test_frozen_ranges_of_a_language_model_stay_and_its_weights_go_on():
+    model, seen = prepared(QatConfig(W2, STATIC8, scales="minmax")), []
+    layer = model.model.layers[1].mlp.up_proj
+
+    def watch(word, done, total):
+        seen.append((layer.input_quant.hi.item(), layer.weight.detach().clone()))
+
+    settings = replace(SHORT, steps=8, freeze_at=0.5)
+    train(model, token_batch, settings, teacher=tiny("llama_gqa_tied"), progress=watch)
+    highs = [high for high, _ in seen]
+    assert len(set(highs[:4])) == 4 and set(highs[3:]) == {highs[3]}
+    assert not torch.equal(seen[4][1], seen[7][1])
+    frozen = [m for m in model.modules() if isinstance(m, FakeQuant)]
+    assert frozen and all(bool(m.frozen) for m in frozen)
+    assert float(layer.input_quant.qparams()[0]) > 0
+
+
+def test_clips_are_learned_downwards():
+    """Nothing is clipped at first, and only the penalty says that a finer grid is worth it."""
+    config = QatConfig(W2, STATIC8_SIGNED, activations="pact")
+    ends = {}
+    for decay in (0.0, 1e-2):
+        model, alphas = prepared(config), []
+        clip = model.model.layers[1].mlp.down_proj.input_quant
+
+        def watch(word, done, total, clip=clip, alphas=alphas):
+            alphas.append(clip.alpha.item())
+
+        history = train(
+            model,
+            token_batch,
+            replace(SHORT, steps=12, clip_decay=decay),
+            teacher=tiny("llama_gqa_tied"),
+            progress=watch,
+        )
+        assert all(row["loss"] < 50 for row in history)  # that of the model, without the penalty
+        ends[decay] = alphas[-1] / alphas[0]
+    assert ends[1e-2] < min(ends[0.0], 0.99)
+
+
 def test_divergence_stops_the_run_and_says_why(tmp_path):
     settings = replace(SHORT, steps=60, lr=30.0, clip_norm=1e9, warmup=20)
     with pytest.raises(DivergenceError, match="learning rate was") as caught:
@@ -191,7 +232,15 @@ def test_the_learning_rate_rises_and_falls():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"steps": 0}, {"lr": -1.0}, {"lr": float("nan")}, {"freeze_at": 2}, {"divergence": 1}]
+    "wrong",
+    [
+        {"steps": 0},
+        {"lr": -1.0},
+        {"lr": float("nan")},
+        {"freeze_at": 2},
+        {"divergence": 1},
+        {"optimizer": "sgd"},
+    ],
 )
 def test_settings_that_make_no_run(wrong):
     with pytest.raises(SchemeError, match="TrainSettings"):
