@@ -8,13 +8,26 @@ and round again, which costs another rounding error. `merge` does the addition; 
 was dequantized, since that is what the adapter was trained beside.
 
 The adapters are Hugging Face's peft; the base is any `labkit.core.quantized.Quantized`, NF4 as a
-rule. Source: Dettmers et al. 2023, "QLoRA: Efficient Finetuning of Quantized LLMs", section 3.
+rule. All of it, on the bundled model:
+
+    docs = load_numpy_docs("train").documents                       # labkit.data.numpy_docs
+    tuned = add_adapters(freeze_base(model), rank=8, alpha=16)
+    history = train(                                                # labkit.training.trainer
+        tuned, document_batches(tokenizer, docs), TrainSettings(steps=40, warmup=4, lr=5e-3)
+    )
+    save_adapters(tuned, "adapters")                                # labkit.training.qlora_files
+    merged = merge(tuned)
+    again = map_weights(merged, lambda name, weight: nf4.quantize(weight).dequantize())
+
+Double quantization is `freeze_base(model, partial(nf4.quantize, double_quantization=True))`.
+Source: Dettmers et al. 2023, "QLoRA: Efficient Finetuning of Quantized LLMs", section 3.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +37,14 @@ from torch.nn import functional
 from labkit.core.codebook import CodebookTensor
 from labkit.core.errors import ModelError, SchemeError
 from labkit.core.quantized import Quantized
-from labkit.models.walking import linear_layers, weight_matrix
+from labkit.models.walking import is_linear, linear_layers, weight_matrix
 from labkit.quantize import nf4
+from labkit.training.qlora_bitsandbytes import (
+    dequantized,
+    is_four_bit,
+    keep_unpacked,
+    require_usable,
+)
 
 ADAPTER = "default"  # peft's own name for the only adapter of a model
 
@@ -100,31 +119,60 @@ def add_adapters(
 ) -> nn.Module:
     """Put a LoRA adapter beside every linear layer of the blocks, in place; they alone learn.
 
-    The base may be what `freeze_base` returned, bitsandbytes' own 4-bit layers, or plain floats.
+    The base may be what `freeze_base` or `bitsandbytes_base` returned, or plain floats.
 
     Args:
         rank: rows of A.
         alpha: the adapter counts alpha / rank.
+        dropout: share of an adapter's inputs that are set to 0 in training.
         seed: of A; B starts at 0, so that the model's outputs do not change yet.
 
     Raises:
-        ModelError: peft is not installed, or the model has adapters already.
-        SchemeError: a rank below 1.
+        ModelError: peft is not installed, the model has adapters already, or 4-bit layers of
+            bitsandbytes that cannot be trained beside (`labkit.training.qlora_bitsandbytes`).
+        SchemeError: a rank below 1, an alpha that is not positive and finite, a dropout outside
+            of 0 to 1.
     """
-    if rank < 1:
-        raise SchemeError(
-            f"rank {rank}", where="LoRA", remedy="Choose at least 1; 8 to 64 is usual."
-        )
-    if adapted_layers(model):
-        raise ModelError("it has adapters already", where=type(model).__name__)
+    return inject(model, list(linear_layers(model)), rank, alpha, dropout, seed)
+
+
+def inject(
+    model: nn.Module, layers: Sequence[str], rank: int, alpha: float, dropout: float, seed: int
+) -> nn.Module:
+    """As `add_adapters`, beside the named layers alone."""
+    _require_settings(rank, alpha, dropout)
+    require_bare(model)
     peft = _peft()
+    keep_unpacked(model)
     model.requires_grad_(False)
     config = peft.LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(linear_layers(model))
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(layers)
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return peft.inject_adapter_in_model(config, model)
+
+
+def require_bare(model: nn.Module) -> None:
+    """Return if the model has no adapters yet; else raise ModelError."""
+    if adapted_layers(model):
+        raise ModelError(
+            "it has adapters already", where=type(model).__name__, remedy="Merge them first."
+        )
+
+
+def _require_settings(rank: int, alpha: float, dropout: float) -> None:
+    if type(rank) is not int or rank < 1:
+        raise SchemeError(
+            f"rank {rank}", where="LoRA", remedy="Choose at least 1; 8 to 64 is usual."
+        )
+    if not (math.isfinite(alpha) and alpha > 0 and 0 <= dropout < 1):
+        raise SchemeError(
+            f"alpha {alpha}, dropout {dropout}",
+            where="LoRA",
+            remedy="Choose a finite alpha above 0 (twice the rank is usual) and a dropout from 0"
+            " to below 1.",
+        )
 
 
 def adapted_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -163,15 +211,32 @@ def merge(model: nn.Module) -> nn.Module:
     return merged.requires_grad_(False).eval()
 
 
+def adapter_parameters(model: nn.Module) -> int:
+    """How many numbers the adapters hold: all that is trained."""
+    return sum(p.numel() for n, p in model.named_parameters() if ".lora_" in n)
+
+
 def base_weight(layer: nn.Module) -> Tensor:
-    """The float32 weight [out, in] of a base layer: ours, bitsandbytes' own, or plain floats."""
+    """The float32 weight [out, in] of a base layer: ours, bitsandbytes' own, or plain floats.
+
+    Raises:
+        ModelError: a layer of bitsandbytes that does not compute with what it stores.
+    """
     if isinstance(layer, FrozenLinear):
         return _dequantized(layer.quantized)
-    if hasattr(layer.weight, "quant_state"):
-        from bitsandbytes.functional import dequantize_4bit
-
-        return dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
+    if is_four_bit(layer):
+        require_usable(layer, f"of {layer.out_features} x {layer.in_features}")
+        return dequantized(layer)
     return weight_matrix(layer).detach().float()
+
+
+def base_shape(layer: nn.Module) -> tuple[int, int] | None:
+    """[out, in] of whatever can be a base layer; None of anything else."""
+    if isinstance(layer, FrozenLinear):
+        return tuple(layer.quantized.shape)
+    if is_four_bit(layer):
+        return tuple(layer.weight.quant_state.shape)
+    return tuple(weight_matrix(layer).shape) if is_linear(layer) else None
 
 
 def _dequantized(quantized: Quantized) -> Tensor:
