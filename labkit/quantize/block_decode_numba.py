@@ -116,13 +116,15 @@ def _mxfp4(blocks, out):
             values[j + 16] = FP4_LEVELS[byte >> 4] * d
 
 
-def shared_decoder(loop, type_name: str):
-    """f(blocks uint8 [rows, row bytes], out float32 [rows, columns], threads), from a loop.
+def shared_decoders(loops):
+    """By type: f(blocks uint8 [rows, row bytes], out float32 [rows, columns], threads).
 
-    ``loop`` takes blocks [n, bytes of a block] and writes their weights [n, weights of a block].
+    A loop takes blocks [n, bytes of a block] and writes their weights [n, weights of a block].
     """
-    kind = BLOCK_TYPES[type_name]
+    return {name: _shared(loop, BLOCK_TYPES[name]) for name, loop in loops.items()}
 
+
+def _shared(loop, kind):
     def decode(blocks: np.ndarray, out: np.ndarray, threads: int) -> None:
         table, values = blocks.reshape(-1, kind.nbytes), out.reshape(-1, kind.weights)
 
@@ -134,9 +136,8 @@ def shared_decoder(loop, type_name: str):
     return decode
 
 
-DECODE = {
-    name: shared_decoder(loop, name)
-    for name, loop in {
+DECODE = shared_decoders(
+    {
         "Q4_0": _q4_0,
         "Q4_1": _q4_1,
         "Q5_0": _q5_0,
@@ -144,5 +145,5 @@ DECODE = {
         "Q8_0": _q8_0,
         "IQ4_NL": _iq4_nl,
         "MXFP4": _mxfp4,
-    }.items()
-}
+    }
+)

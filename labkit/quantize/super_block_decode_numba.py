@@ -10,7 +10,7 @@ import numba
 import numpy as np
 
 from labkit.quantize.block_decode import IQ4_LEVELS
-from labkit.quantize.block_decode_numba import shared_decoder
+from labkit.quantize.block_decode_numba import shared_decoders
 from labkit.quantize.half_numba import from_half
 from labkit.quantize.lanes import load_bytes, splat, store, to_floats
 
@@ -92,6 +92,14 @@ def _scale_and_min(block, sub):
     return np.float32(np.int32(scale)), np.float32(np.int32(low))
 
 
+@_inlined
+def _pair(block, pair, d, dmin):
+    """Scale and min of the first sub-block of a pair of Q4_K or Q5_K, then of the second."""
+    scale_0, min_0 = _scale_and_min(block, 2 * pair)
+    scale_1, min_1 = _scale_and_min(block, 2 * pair + 1)
+    return d * scale_0, dmin * min_0, d * scale_1, dmin * min_1
+
+
 @_compiled
 def _q4_k(blocks, out):
     for i in range(blocks.shape[0]):
@@ -99,13 +107,12 @@ def _q4_k(blocks, out):
         d = from_half(block[0], block[1])
         dmin = from_half(block[2], block[3])
         for pair in range(4):
-            scale_0, min_0 = _scale_and_min(block, 2 * pair)
-            scale_1, min_1 = _scale_and_min(block, 2 * pair + 1)
+            scale_0, min_0, scale_1, min_1 = _pair(block, pair, d, dmin)
             for side in range(2):
                 byte = load_bytes(block, 16 + pair * 32 + side * 16)
                 place = pair * 64 + side * 16
-                _put_less(values, place, d * scale_0, byte & splat(_FIFTEEN), dmin * min_0)
-                _put_less(values, place + 32, d * scale_1, byte >> splat(_FOUR), dmin * min_1)
+                _put_less(values, place, scale_0, byte & splat(_FIFTEEN), min_0)
+                _put_less(values, place + 32, scale_1, byte >> splat(_FOUR), min_1)
 
 
 @_compiled
@@ -115,8 +122,7 @@ def _q5_k(blocks, out):
         d = from_half(block[0], block[1])
         dmin = from_half(block[2], block[3])
         for pair in range(4):
-            scale_0, min_0 = _scale_and_min(block, 2 * pair)
-            scale_1, min_1 = _scale_and_min(block, 2 * pair + 1)
+            scale_0, min_0, scale_1, min_1 = _pair(block, pair, d, dmin)
             for side in range(2):
                 byte = load_bytes(block, 48 + pair * 32 + side * 16)
                 fifth = load_bytes(block, 16 + side * 16)
@@ -124,8 +130,8 @@ def _q5_k(blocks, out):
                 high = _bits(fifth, 2 * pair + 1, _ONE) << splat(_FOUR)
                 code_1 = (byte >> splat(_FOUR)) | high
                 place = pair * 64 + side * 16
-                _put_less(values, place, d * scale_0, code_0, dmin * min_0)
-                _put_less(values, place + 32, d * scale_1, code_1, dmin * min_1)
+                _put_less(values, place, scale_0, code_0, min_0)
+                _put_less(values, place + 32, scale_1, code_1, min_1)
 
 
 @_compiled
@@ -165,14 +171,13 @@ def _iq4_xs(blocks, out):
                 part[j + 16] = scale * IQ4_LEVELS[qs[j] >> 4]
 
 
-DECODE = {
-    name: shared_decoder(loop, name)
-    for name, loop in {
+DECODE = shared_decoders(
+    {
         "Q2_K": _q2_k,
         "Q3_K": _q3_k,
         "Q4_K": _q4_k,
         "Q5_K": _q5_k,
         "Q6_K": _q6_k,
         "IQ4_XS": _iq4_xs,
-    }.items()
-}
+    }
+)
