@@ -1,4 +1,4 @@
-"""A progress bar with the time left, for the block-by-block driver."""
+"""A progress bar with the time left, for whatever takes layer by layer or step by step."""
 
 from __future__ import annotations
 
@@ -17,8 +17,14 @@ from rich.progress import (
 
 
 @contextmanager
-def layer_progress(console: Console | None = None) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar of layers; give what it yields to `quantize_blockwise(..., progress=...)`."""
+def layer_progress(
+    console: Console | None = None, first: str = "reading inputs"
+) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar; give what it yields to `quantize_blockwise` or `train` as `progress`.
+
+    Args:
+        first: what is written before anything is done.
+    """
     columns = (
         TextColumn("{task.description:40}"),
         BarColumn(),
@@ -29,7 +35,7 @@ def layer_progress(console: Console | None = None) -> Iterator[Callable[[str, in
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console or Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("reading inputs", total=None)
+        task = bar.add_task(first, total=None)
 
         def tick(name: str, done: int, total: int) -> None:
             bar.update(task, description=name, completed=done, total=total)
