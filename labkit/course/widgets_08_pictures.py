@@ -56,7 +56,7 @@ def bars_of_perplexity(values: Mapping[str, float], floor: float) -> Figure:
     names = list(values)
     ax.bar(names, list(values.values()), width=0.6)
     for place, value in enumerate(values.values()):
-        ax.annotate(f"{value:.3g}", (place, value), ha="center", xytext=(0, 3),
+        ax.annotate(f"{value:.1f}", (place, value), ha="center", xytext=(0, 3),
                     textcoords="offset points", fontsize=9)  # fmt: skip
     ax.axhline(floor, color="black", linewidth=1, linestyle=":")
     ax.set(ylabel="perplexity", yscale="log")

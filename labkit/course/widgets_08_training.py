@@ -40,8 +40,7 @@ class LossCurve(widgets.VBox):
         fig, ax = figures.new(size=(6.4, 3.0))
         ax.plot(range(1, len(self.losses) + 1), self.losses, marker="o", markersize=3)
         ax.set(xlabel="step", ylabel=self.ylabel, xlim=(0, self.steps + 1))
-        if self.losses:
-            ax.set_ylim(0, 1.05 * max(self.losses))
+        ax.set_ylim(0, 1.05 * max(self.losses, default=1.0))
         return fig
 
     def _redraw(self) -> None:

@@ -13,6 +13,7 @@
 # **Time:** 110 minutes · **Before this:** [05_gptq](05_gptq.ipynb)
 
 # %%
+import logging
 import math
 import tempfile
 from pathlib import Path
@@ -44,6 +45,7 @@ from labkit.course.widgets_08_training import (
 from labkit.data import load_corpus
 from labkit.data.numpy_docs import load_numpy_docs
 from labkit.evaluate.perplexity import perplexity
+from labkit.formats import gptq
 from labkit.models import load
 from labkit.models.apply import map_weights
 from labkit.models.quantized import model_from
@@ -238,7 +240,7 @@ ax.plot(seen, drawstyle="steps-mid", linewidth=1, color="#999999", label="rounde
 ax.plot(path, label="weight")
 ax.axhline(0.6, color=figures.PALETTE[1], linestyle=":", label="what the loss would like")
 ax.set(xlabel="step", ylabel="value", xlim=(0, 120))
-ax.legend(loc="center right")
+ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
 figures.show(fig, alt="A weight climbs to 0.5 and stays there, while its rounded value jumps to "
              "and fro between 0 and 1.")  # fmt: skip
 guess_toy.compare(
@@ -400,6 +402,8 @@ for k, label in enumerate(("gradient as it is", "divided by sqrt(n · qmax)")):
     ax.plot([pair[k] for pair in R.values()], "os"[k], label=label)
 ax.axhline(1, color="black", linewidth=1, linestyle=":")
 ax.set(xlabel="layer", ylabel="scale's gradient / weight's,\neach over its size", yscale="log")
+ax.set_yticks((0.2, 0.5, 1, 2, 5, 10), labels=("0.2", "0.5", "1", "2", "5", "10"))
+ax.minorticks_off()
 ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
 figures.show(fig, alt="For every layer two dots: the relative gradient of the scales is far above "
              "that of the weights as it is, and nearer to it after division.")  # fmt: skip
@@ -463,17 +467,17 @@ check("08.4", distill)
 # %% [markdown]
 # ## Train
 #
-# 40 batches of 1024 tokens of Python code, none of it held out. Every weight and every scale may
+# 32 batches of 1024 tokens of Python code, none of it held out. Every weight and every scale may
 # move. What part of the perplexity that 2 bits cost comes back?
 
 # %%
 guess_train = predict(
-    "After 40 steps, of the gap to FP32 there is closed",
+    "After 32 steps, of the gap to FP32 there is closed",
     ["under a third", "a third to two thirds", "over two thirds"],
 )
 
 # %% tags=["nbval-ignore-output"]
-steps = 40
+steps = 32
 curve, log = LossCurve(steps), ScaleLog(student, name)
 figures.show_widget(curve, alt="The loss of the training run below, drawn while it runs.")
 
@@ -491,9 +495,10 @@ history = train(student, batch, settings, teacher=model, progress=watch)
 
 # %%
 first, last = (float(np.mean(part)) for part in (curve.losses[:5], curve.losses[-5:]))
-print("steps:", len(curve.losses), "- the loss fell by more than a quarter:", last < 0.75 * first)
+print("tokens:", 1024 * len(curve.losses))
+print("the loss fell by more than a quarter:", last < 0.75 * first)
 assert last < 0.75 * first
-figures.show(curve.figure(), alt="The loss falls fast at first, then slowly, over forty steps.")
+figures.show(curve.figure(), alt="The loss falls fast at first, then slowly, over the run.")
 
 # %% tags=["nbval-ignore-output"]
 trained_ppl = ppl(dequantized(student))
@@ -517,8 +522,8 @@ print("more than a third of the gap is closed:", closed > 1 / 3)
 assert closed > 1 / 3
 
 # %% [markdown]
-# These were 41 thousand tokens, a quarter of a per cent of what the model was trained on. And what
-# did the scales do?
+# The bundled model once read fifteen million tokens; this was a fifth of a per cent of that. And
+# what did the scales do?
 
 # %%
 after = learned_scales(student)
@@ -626,6 +631,8 @@ fig, ax = figures.new(size=(6.8, 3.0))
 for values, label, shift in ((conv.weight, "as trained", -0.2), (folded.weight, "folded", 0.2)):
     ax.bar(np.arange(12) + shift, values.detach().abs().amax(dim=(1, 2, 3)), 0.4, label=label)
 ax.set(xlabel="output channel", ylabel="largest |weight|", yscale="log")
+ax.set_yticks((0.02, 0.05, 0.1, 0.2, 0.5), labels=("0.02", "0.05", "0.1", "0.2", "0.5"))
+ax.minorticks_off()
 ax.legend()
 figures.show(fig, alt="Largest weight of twelve channels before and after folding: it grows from "
              "left to right before, and is much the same for all after.")  # fmt: skip
@@ -639,7 +646,7 @@ figures.show(fig, alt="Largest weight of twelve channels before and after foldin
 @torch.no_grad()
 def codes(weight, granularity):
     """Codes of a convolution's weight in 4 bits."""
-    quant = FakeQuant(QuantScheme(4, True, granularity, narrow_range=False))
+    quant = FakeQuant(QuantScheme(4, True, granularity))
     quant(weight)
     return quant.quantized(weight).codes
 
@@ -656,12 +663,12 @@ for granularity in ("channel", "tensor"):
 
 # %%
 result = convert(student)
-ids = torch.tensor([tokenizer(text[:2000], add_special_tokens=False)["input_ids"][:128]])
+ids = torch.tensor([tokenizer(text[:1500], add_special_tokens=False)["input_ids"][:128]])
 student.eval()
 with torch.no_grad():
     trained, integers = (m(input_ids=ids).logits for m in (student, result.model))
 layer = result.layers[name]
-print(repr(layer.scheme), layer.codes.dtype, "codes", sorted(set(layer.codes.flatten().tolist())))
+print(layer.scheme, layer.codes.dtype, "codes", sorted(set(layer.codes.flatten().tolist())))
 print("integer model, the same logits to the bit:", torch.equal(trained, integers))
 assert torch.equal(trained, integers)
 
@@ -684,7 +691,7 @@ check("08.6", export_integers)
 
 # %%
 with tempfile.TemporaryDirectory() as folder:
-    formats.gptq.save(result.checkpoint(tokenizer), Path(folder) / "trained")
+    gptq.save(result.checkpoint(tokenizer), Path(folder) / "trained")
     read = model_from(formats.load(Path(folder) / "trained"))
     with torch.no_grad():
         again = read(input_ids=ids).logits
@@ -727,11 +734,13 @@ assert (difference <= bound).all()
 
 # %%
 guess_lora = predict(
-    "After 24 steps beside the NF4 model, perplexity on held-out NumPy pages falls by",
+    "After 16 steps beside the NF4 model, perplexity on held-out NumPy pages falls by",
     ["under 5 %", "5 to 20 %", "over 20 %"],
 )
 
 # %%
+# peft imports bitsandbytes, which warns on some processors that it will use no fast kernel.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 pages = load_numpy_docs("heldout").text
 adapted = qlora.add_adapters(qlora.freeze_base(model), rank=8, alpha=16)
 learns = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
@@ -740,14 +749,14 @@ table = {"FP32": ppl(model, pages), "NF4": ppl(adapted, pages)}
 print("numbers that learn: between 1 and 10 %:", 0.01 < share < 0.1)
 
 # %% tags=["nbval-ignore-output"]
-lora_curve = LossCurve(24)
+lora_curve = LossCurve(16)
 figures.show_widget(lora_curve, alt="The loss of the adapters, drawn while they learn.")
 lora_batch = document_batches(
     tokenizer, load_numpy_docs("train").documents[:150], rows=8, length=128
 )
 train(
     adapted, lora_batch,
-    TrainSettings(steps=24, warmup=3, lr=5e-3, bfloat16=fast_bfloat16(), evaluate_every=24),
+    TrainSettings(steps=16, warmup=3, lr=5e-3, bfloat16=fast_bfloat16(), evaluate_every=16),
     progress=lora_curve.progress,
 )  # fmt: skip
 assert lora_curve.losses[-1] < lora_curve.losses[0]
@@ -866,7 +875,7 @@ assert zeros[20] > 0.99 > zeros[1]
 # %%
 ends = {}
 for passes in (False, True):
-    w = torch.tensor(0.9)
+    w = torch.tensor(0.88)
     for step in range(400):
         goal = 3.0 if step < 300 else 0.0  # the last code is 1
         inside = bool(-2.5 < w < 1.5)
@@ -888,6 +897,7 @@ assert ends[True][0] > 10 and ends[True][1] == 1
 # **Too high a learning rate.** The trainer watches, stops, and says why, before the night is over.
 
 # %%
+torch.manual_seed(0)
 small = prepare(
     nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)), QatConfig(W2),
     tell=lambda line: None,
@@ -896,12 +906,13 @@ inputs = torch.randn(64, 16, generator=torch.Generator().manual_seed(3))
 goal = inputs[:, :4].clone()
 try:
     train(
-        small, lambda step: (inputs, goal), TrainSettings(steps=200, lr=3.0, warmup=1),
+        small, lambda step: (inputs, goal), TrainSettings(steps=200, lr=10.0, warmup=100),
         loss=lambda network, batch: F.mse_loss(network(batch[0]), batch[1]),
     )  # fmt: skip
 except DivergenceError as error:
     caught = error
-print("stopped before the end:", caught.step < 200, "- with the curve so far:", len(caught.history))
+print("it says what happened:", "the loss rose from" in str(caught), "- well before step 200:",
+      caught.step < 180, "- and keeps the curve:", len(caught.history) == caught.step - 1)  # fmt: skip
 print(caught.remedy)
 
 # %% [markdown]

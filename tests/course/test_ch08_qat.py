@@ -137,6 +137,6 @@ def test_the_recorded_runs_are_drawn_and_listed():
 def test_the_bars_and_the_layer_name_what_they_show():
     ax = bars_of_perplexity({"2 bits": 60.0, "FP32": 9.0}, 9.0).axes[0]
     assert [patch.get_height() for patch in ax.patches] == [60, 9]
-    assert [text.get_text() for text in ax.texts] == ["60", "9"]
+    assert [text.get_text() for text in ax.texts] == ["60.0", "9.0"]
     words = [text.get_text() for text in layer_diagram().axes[0].texts]
     assert sum("fake" in word for word in words) == 2 and any("not rounded" in w for w in words)
