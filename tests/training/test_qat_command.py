@@ -25,7 +25,7 @@ from labkit.training import qat_run
 from labkit.training.divergence import diverged
 from labkit.training.qat_command import app
 
-STEPS = 40
+STEPS = 24
 SMALL = ["--rows", 2, "--length", 16, "--sequences", 4, "--evaluate-tokens", 64, "--save-every", 1]
 
 
