@@ -9,6 +9,9 @@ from torch import Tensor
 
 from labkit.core.errors import FormatError
 
+_FAILURES = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile")
+_FAILURES += ("NotImplemented", "RuntimeException")
+
 
 class OnnxSession:
     """logits = session(pixels); one input, one output, both float32.
@@ -29,6 +32,7 @@ class OnnxSession:
         self, path: Path | str, threads: int = 1, *, optimize: bool = True, exact: bool = True
     ) -> None:
         import onnxruntime as ort
+        from onnxruntime.capi import onnxruntime_pybind11_state as failures
 
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -43,7 +47,7 @@ class OnnxSession:
             self.session = ort.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]
             )
-        except (RuntimeError, ValueError) as error:
+        except tuple(getattr(failures, name) for name in _FAILURES) as error:
             raise FormatError(f"ONNX Runtime refuses it: {error}", where=str(path)) from error
         self._input = self.session.get_inputs()[0].name
 

@@ -23,6 +23,7 @@ from labkit.data.images import ImageData, load_images
 from labkit.evaluate.images import Accuracy, accuracy, accuracy_of, logits_of
 from labkit.evaluate.onnx_session import OnnxSession
 from labkit.models.resnet import ResNet
+from labkit.study.images_block import readme_block
 from labkit.study.images_peers import onnxruntime_int8, torch_int8
 from labkit.study.images_speed import larger_net, latencies, sizes
 from labkit.training.convert import convert
@@ -30,6 +31,8 @@ from labkit.training.images import FLOAT, QAT, train_images
 from labkit.training.layer_errors import layer_errors
 from labkit.training.onnx_export import export_float, export_integers
 from labkit.training.static import calibrate, prepare_static, with_integer_biases
+
+__all__ = ["readme_block", "run"]
 
 RANGES = ("minmax", "percentile", "kl")
 COUNTS = (50, 200, 1000)
@@ -222,45 +225,3 @@ def _latency(
     for row in rows:
         tell(f"{row['net']}, {row['engine']}, batch {row['batch']}: {row['ms']:.3g} ms")
     return rows
-
-
-def readme_block(result: dict[str, Any]) -> str:
-    """Three tables: calibration, training where it drops, engines."""
-    exact = result["float"]
-    lines = [
-        f"The float net is right on {exact['accuracy']:.1%} ± {exact['error']:.1%} of "
-        f"{result['images']['test']} test images; changes against it, with one standard error:",
-        "",
-        "| weights, activations, scales | range | 50 images | 200 | 1000 |",
-        "|---|---|---|---|---|",
-    ]
-    table: dict[tuple[str, str], list[str]] = {}
-    for row in result["ptq"]:
-        key = (f"W{row['weights']}A{row['inputs']} per {row['granularity']}", row["range"])
-        table.setdefault(key, []).append(_points(row))
-    lines += [f"| {' | '.join((*key, *cells))} |" for key, cells in table.items()]
-    lines += ["", "| | calibrated only | trained 120 steps |", "|---|---|---|"]
-    for row in result["qat"]:
-        cells = [_points(row[key]) if key in row else "" for key in ("before", "after")]
-        lines.append(f"| {row['setting']} | {' | '.join(cells)} |")
-    lines += ["", "| engine | accuracy | logits against FP32 |", "|---|---|---|"]
-    lines += [
-        f"| {row['engine']} | {row['accuracy']:.1%} | {row['logits_db']:.1f} dB |"
-        for row in result["engines"]
-    ]
-    return "\n".join([*lines, "", *_latency_table(result["latency"])])
-
-
-def _points(row: dict[str, float]) -> str:
-    return f"{100 * row['change']:+.1f} ± {100 * row['change_error']:.1f}"
-
-
-def _latency_table(rows: list[dict[str, Any]]) -> list[str]:
-    columns = list(dict.fromkeys((row["net"], row["batch"]) for row in rows))
-    heads = [f"{net}, batch {batch}" for net, batch in columns]
-    lines = [f"| ms a batch | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
-    for engine in dict.fromkeys(row["engine"] for row in rows):
-        found = {(r["net"], r["batch"]): r["ms"] for r in rows if r["engine"] == engine}
-        cells = " | ".join(f"{found[column]:.3g}" for column in columns)
-        lines.append(f"| {engine} | {cells} |")
-    return lines

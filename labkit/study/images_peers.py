@@ -64,10 +64,13 @@ def torch_int8(net: nn.Module, pixels: Tensor, backend: str = "x86", own: bool =
 
 
 class _Reader:
-    """What ONNX Runtime's calibration asks for: `get_next` until it gives None."""
+    """What ONNX Runtime's calibration asks for: `get_next` until it gives None.
+
+    One image at a time: it stacks what the batches give, so they must be of one size.
+    """
 
     def __init__(self, pixels: Tensor) -> None:
-        self._batches = iter(pixels.split(64))
+        self._batches = iter(pixels.split(1))
 
     def get_next(self) -> dict[str, object] | None:
         batch = next(self._batches, None)

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from image_nets import random_pixels
 
 from labkit.core.errors import ModelError
 from labkit.models.resnet import ResNet
-from image_nets import random_pixels
 
 
 def test_the_seed_decides_the_weights_and_torchs_own_state_stays():

@@ -88,13 +88,16 @@ def test_the_readme_block_is_made_of_the_record_alone():
         "float": FIGURES,
         "images": {"train": 1000, "test": 797},
         "ptq": [{**ptq, "images": count} for count in (50, 200, 1000)],
-        "qat": [{"setting": "W2", "before": FIGURES, "after": {**FIGURES, "change": 0.003}}],
+        "qat": [
+            {"setting": "W2", "steps": 7, "before": FIGURES, "after": {**FIGURES, "change": 0.003}}
+        ],
         "engines": [engine],
         "latency": [speed, {**speed, "batch": 64, "ms": 7.0}],
     }
     block = study.readme_block(result)
     assert "97.0% ± 0.6% of 797 test images" in block
     assert "| W4A8 per tensor | kl | -1.2 ± 0.4 | -1.2 ± 0.4 | -1.2 ± 0.4 |" in block
+    assert "| trained 7 steps |" in block
     assert "| W2 | -1.2 ± 0.4 | +0.3 ± 0.4 |" in block
     assert "| ours | 97.0% | 37.0 dB |" in block
     assert "| ours | 0.123 | 7 |" in block

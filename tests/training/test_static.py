@@ -66,11 +66,11 @@ def test_the_images_have_the_range_that_is_known_unless_it_is_to_be_seen():
     assert float(prepared.conv.input_quant.hi) == float(dark.max()) < 1
 
 
-@pytest.mark.parametrize("name", ["minmax", "percentile", "kl", "mse"])
+@pytest.mark.parametrize("name", ["minmax", "percentile", "kl"])
 def test_every_observer_is_given_all_batches(name):
     whole, cut = (prepare_static(small_net()) for _ in range(2))
     calibrate(whole, [PIXELS], OBSERVERS[name])
-    calibrate(cut, PIXELS.split(5), OBSERVERS[name])
+    calibrate(cut, PIXELS.split(11), OBSERVERS[name])
     for a, b in zip(stored_places(whole).values(), stored_places(cut).values(), strict=True):
         assert float(a.hi) == pytest.approx(float(b.hi), rel=2e-2)
 

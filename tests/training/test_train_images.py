@@ -36,7 +36,6 @@ def test_a_batch_is_a_function_of_step_and_seed_alone():
 
 
 def test_images_move_by_a_pixel_at_most_and_keep_their_labels():
-    images = in_memory("dots", torch.zeros(9, 1, 5, 5), torch.arange(9), tuple("abcdefghi"))
     dots = torch.zeros(9, 1, 5, 5)
     dots[:, 0, 2, 2] = torch.arange(1, 10) / 10
     images = in_memory("dots", dots, torch.arange(9), tuple("abcdefghi"))
