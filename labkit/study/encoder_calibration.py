@@ -40,7 +40,7 @@ def generic_texts() -> list[str]:
     )
     whole = "\n".join(load().DESCR for load in loaders)
     words = whole.split()
-    return [" ".join(words[start : start + 30]) for start in range(0, len(words) - 30, 30)]
+    return [" ".join(words[start : start + 15]) for start in range(0, len(words) - 15, 15)]
 
 
 def measure(lab: Lab, tell: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -66,7 +66,7 @@ def measure(lab: Lab, tell: Callable[[str], None]) -> list[dict[str, Any]]:
         for ranges, observer in OBSERVERS.items():
             model = with_static_inputs(plain, static_inputs(plain, batches, observer))
             logits = logits_of(model, lab.heldout)
-            row = {"texts": kind, "ranges": ranges, **asdict(score_logits(logits, labels))}
+            row = {"calibrated_on": kind, "ranges": ranges, **asdict(score_logits(logits, labels))}
             rows.append({**row, **asdict(damage(exact, logits, labels))})
             tell(f"W8A8, {kind}, {ranges}: F1 {row['macro_f1']:.3f}, KL {rows[-1]['kl']:.4f}")
     return rows

@@ -17,13 +17,14 @@ from labkit.models.mixed_precision import (
     static_inputs,
     with_choices,
 )
+from labkit.models.text_classifier import TextBatch
 from labkit.quantize.mixed import allocate
 
 if TYPE_CHECKING:
     from labkit.study.encoder import Lab
 
-CALIBRATION_BATCHES = 8
-# Limits: mean bits per weight of the layers that are chosen for.
+BATCHES = 4  # of validation texts on which layers are measured: 128 texts of all lengths
+# Limits: mean bits of a code; the scales of INT4 everywhere come on top.
 LIMITS = (4.1, 4.5, 5.0, 6.0, 8.1)
 
 
@@ -33,7 +34,7 @@ def measure(
     """Sensitivities on validation modules, allocations by them, and their F1 on held-out ones."""
     with_inputs = add_rounded_inputs(lab, doubles)
     rows = layer_sensitivity(
-        lab.model, lab.validation, with_inputs, lambda *at: tell(f"{at[1]}/{at[2]} {at[0]}")
+        lab.model, choosing(lab), with_inputs, lambda *at: tell(f"{at[1]}/{at[2]} {at[0]}")
     )
     return {
         "sensitivity": [{**asdict(row), **asdict(row.damage)} for row in rows],
@@ -42,6 +43,11 @@ def measure(
         "fixed_bytes": fixed_bytes(lab.model),
         "allocations": allocations(lab, doubles, rows, tell),
     }
+
+
+def choosing(lab: Lab) -> list[TextBatch]:
+    """The validation texts that layers are chosen on: a few batches of short to long texts."""
+    return lab.validation[1 :: max(1, len(lab.validation) // BATCHES)][:BATCHES]
 
 
 def add_rounded_inputs(lab: Lab, doubles: Mapping[str, dict[str, Double]]):
@@ -72,16 +78,21 @@ def allocations(
     damages = {(row.layer, row.choice): row.damage.kl for row in rows}
     options = options_of(doubles, damages)
     weights = sum(choosable_layers(lab.model)[name].weight.numel() for name in doubles)
+    smallest = sum(row["int4"][1] for row in doubles.values())
+
+    def limit(bits: float) -> int:
+        return smallest + int(weights * (bits - 4) / 8)
+
     plans = [
         (f"{choice} everywhere", dict.fromkeys(doubles, choice))
         for choice in ("fp16", "int8", "int4")
     ]
     for bits in LIMITS:
-        found = allocate(options, int(weights * bits / 8))
+        found = allocate(options, limit(bits))
         plans.append((f"mixed, {bits:g} bits", dict(found.choices)))
     # The opposite of good sense: the same budget spent where it helps least.
     upside_down = {pair: -value for pair, value in damages.items()}
-    found = allocate(options_of(doubles, upside_down), int(weights * 5.0 / 8))
+    found = allocate(options_of(doubles, upside_down), limit(5.0))
     plans.append(("mixed, 5 bits, upside down", dict(found.choices)))
     return [_row(lab, doubles, damages, what, plan, tell) for what, plan in plans]
 
@@ -97,8 +108,8 @@ def _row(
     model = with_choices(lab.model, doubles, plan)
     size = sum(doubles[name][choice][1] for name, choice in plan.items())
     heldout = logits_of(model, lab.heldout)
-    labels = labels_of(lab.validation)
-    exact, rounded = logits_of(lab.model, lab.validation), logits_of(model, lab.validation)
+    labels = labels_of(choosing(lab))
+    exact, rounded = logits_of(lab.model, choosing(lab)), logits_of(model, choosing(lab))
     row = {
         "what": what,
         "choices": plan,

@@ -60,15 +60,16 @@ def measure(lab: Lab, tell: Callable[[str], None], rounds: int = 15) -> dict[str
                 }
             )
             tell(f"{what}: F1 {rows[-1]['macro_f1']:.3f}, KL {rows[-1]['kl']:.2g}")
-        return {"answers": rows, "times": _times(runners, rounds, tell)}
+        words = lab.model.encoder.config.vocab_size
+        return {"answers": rows, "times": _times(runners, words, rounds, tell)}
 
 
 @torch.inference_mode()
-def _times(runners: dict[str, Any], rounds: int, tell: Callable[[str], None]):
+def _times(runners: dict[str, Any], words: int, rounds: int, tell: Callable[[str], None]):
     """Medians over rounds in which all take turns, so that a slow moment hits all alike."""
     rows = []
     for size in BATCHES:
-        ids = torch.randint(1000, 20000, (size, LENGTH), generator=torch.Generator().manual_seed(0))
+        ids = torch.randint(1, words, (size, LENGTH), generator=torch.Generator().manual_seed(0))
         batch = TextBatch(ids, torch.ones_like(ids))
         seconds: dict[str, list[float]] = {what: [] for what in runners}
         for _ in range(rounds + 1):
