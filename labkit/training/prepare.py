@@ -44,7 +44,8 @@ class QatConfig:
         scales: "learned" (LSQ) or "minmax" (ranges follow the tensors) for weights and for static
             inputs. What is made on the spot is never learned.
         activations: "scales", as above, or "pact": static inputs are clipped where it is learned
-            (`labkit.training.pact.LearnedClip`), from their largest value downwards.
+            (`labkit.training.pact.LearnedClip`), from their largest value downwards; symmetric, but
+            behind a ReLU.
         start: where learned weight scales start (`LearnedScale`).
         keep: names of layers to leave alone; "*" stands for anything.
         scale_dtype: what the weights' scales are stored in; GPTQ files hold float16.

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from labkit.core.errors import FormatError, ResumeError
+from labkit.core.errors import FormatError, ResumeError, StorageError
 from labkit.data import load_corpus
 from labkit.data.calibration import calibration_set, check_vocabulary
 from labkit.evaluate.perplexity import perplexity
@@ -73,6 +73,8 @@ def quantization_aware_training(
     """
     _require_free(out, overwrite)
     _require_resumable(work, resume)
+    _require_writable(out.absolute().parent)
+    _require_writable(work.absolute().parent)
     model, tokenizer = load(request.model)
     batches = _batches(request, tokenizer)
     first = batches(0)
@@ -124,6 +126,18 @@ def _require_resumable(work: Path, resume: bool) -> None:
         )
 
 
+def _require_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryDirectory(dir=folder).cleanup()
+    except OSError as error:
+        raise StorageError(
+            f"nothing can be written there: {error}",
+            where=str(folder),
+            remedy="Choose another folder.",
+        ) from error
+
+
 def _batches(request: QatRequest, tokenizer: PreTrainedTokenizerBase) -> Callable[[int], Any]:
     if not request.corpora and model_name(request.model) == BUNDLED:
         return course_batches(tokenizer, request.rows, request.length, request.seed)
@@ -158,8 +172,7 @@ def _try_export(
     prepared: nn.Module, tokenizer: PreTrainedTokenizerBase, request: QatRequest, out: Path
 ) -> None:
     """Write the untrained model once, and throw it away: what a format refuses it refuses now."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as place:
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.absolute().parent) as place:
         _export(prepared, tokenizer, request, Path(place) / "trial")
 
 

@@ -152,6 +152,15 @@ def test_a_folder_that_is_there_is_left_alone(source, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.parametrize("option", ["--out", "--work"])
+def test_a_place_that_cannot_be_written_to_is_said_at_once(source, tmp_path, option):
+    (tmp_path / "file").write_text("x")
+    done = run(source, tmp_path / "out", option, tmp_path / "file" / "folder")
+    assert done.exit_code == 1
+    assert "nothing can be written there" in " ".join(done.output.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_ctrl_c_leaves_nothing_half_and_says_how_to_go_on(source, tmp_path, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
