@@ -11,8 +11,10 @@ All that is unfinished lies in a work folder, so that a killed run goes on where
 
 from __future__ import annotations
 
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from labkit.core.errors import FormatError, ResumeError, StorageError
+from labkit.core.errors import FormatError, LabkitError, ResumeError, StorageError
 from labkit.data import load_corpus
 from labkit.data.calibration import calibration_set, check_vocabulary
 from labkit.evaluate.perplexity import perplexity
@@ -86,7 +88,7 @@ def quantization_aware_training(
 
     before = measured(model)
     asked = {"request": request.as_json(), "settings": asdict(settings)}
-    with WorkFolder(work, asked).claimed():
+    with _forgotten_if_refused(work, resume), WorkFolder(work, asked).claimed():
         prepared = _started(model, tokenizer, request, work, tell, progress)
         _try_export(prepared, tokenizer, request, out)
         history = train(
@@ -124,6 +126,19 @@ def _require_resumable(work: Path, resume: bool) -> None:
         raise ResumeError(
             "there is no run to go on with", where=str(work), remedy="Leave --resume out."
         )
+
+
+@contextmanager
+def _forgotten_if_refused(work: Path, resume: bool) -> Iterator[None]:
+    """What cannot be trained at all leaves no folder that another request would stumble over."""
+    try:
+        yield
+    except (StorageError, ResumeError):
+        raise
+    except LabkitError:
+        if not resume and not (work / "training").exists():
+            shutil.rmtree(work, ignore_errors=True)
+        raise
 
 
 def _require_writable(folder: Path) -> None:

@@ -142,7 +142,7 @@ def test_what_is_wrong_is_said_before_training(source, tmp_path, monkeypatch, mo
     done = run(source, tmp_path / "out", *more)
     assert done.exit_code == 1, done.output
     assert message in " ".join(done.output.split()) and "Traceback" not in done.output
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.iterdir())  # nor anything that the corrected command would meet
 
 
 def test_a_folder_that_is_there_is_left_alone(source, tmp_path):
