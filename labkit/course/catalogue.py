@@ -36,6 +36,7 @@ CHAPTERS = (
     Chapter("05_gptq", 90, "How can rounding one weight repair the error of another?"),
     Chapter("06_awq", 90, "Which weights matter, and who decides?"),
     Chapter("07_gguf", 90, "What is in the file on your laptop?"),
+    Chapter("08_qat", 110, "What can training fix that rounding cannot?"),
 )
 
 PROJECTS = (

@@ -564,7 +564,7 @@ guess_three = predict(
 figures.show(
     pictures.recovery(runs),
     alt="Perplexity against steps as a part of GPTQ's, a panel for each run: both texts start at "
-    "1 and fall towards the dotted lines of FP32, fast at first.",
+    "1 and end lower, nearer to the dotted lines of FP32.",
 )
 three = runs[0]["closed"]["stdlib-code"]
 guess_three.compare(
@@ -775,14 +775,26 @@ guess_lora.compare(
 )
 
 # %%
-print("the adapter learned:", table["NF4 + adapter"] < 0.95 * table["NF4"])
+print("the adapter learned:", table["NF4 + adapter"] < 0.9 * table["NF4"])
 near = abs(table["merged, float"] / table["NF4 + adapter"] - 1) < 1e-3
 print("merged in floats it is the same model:", near)
-print(
-    "rounded again it keeps more than half:",
-    table["NF4"] - table["merged, NF4 again"] > 0.5 * (table["NF4"] - table["NF4 + adapter"]),
-)
-assert near and table["NF4 + adapter"] < 0.95 * table["NF4"]
+again_lost = table["merged, NF4 again"] - table["merged, float"]
+print("rounding again takes back more than rounding the first time cost:",
+      again_lost > table["NF4"] - table["FP32"])  # fmt: skip
+assert near and table["NF4 + adapter"] < 0.9 * table["NF4"]
+
+# %% [markdown]
+# Why so much? The base already lies on NF4's levels. What the adapter adds is mostly less than half
+# a step: rounded again, such a weight falls back to the level that it came from.
+
+# %%
+kept = []
+for layer_name, layer in qlora.adapted_layers(adapted).items():
+    old = layer.base_layer.quantized.codes
+    kept.append(float((nf4.quantize(merged.get_submodule(layer_name).weight).codes == old)
+                      .float().mean()))  # fmt: skip
+print("most codes are the old ones:", np.mean(kept) > 0.5)
+assert np.mean(kept) > 0.5
 
 # %% [markdown]
 # Two ways to serve it: keep 4 bits *and* adapter, one base for many adapters; or merge and round
@@ -911,8 +923,9 @@ try:
     )  # fmt: skip
 except DivergenceError as error:
     caught = error
-print("it says what happened:", "the loss rose from" in str(caught), "- well before step 200:",
-      caught.step < 180, "- and keeps the curve:", len(caught.history) == caught.step - 1)  # fmt: skip
+print("it says what happened:", "the loss rose from" in str(caught))
+print("well before step 200:", caught.step < 180)
+print("and keeps the curve until then:", len(caught.history) == caught.step - 1)
 print(caught.remedy)
 
 # %% [markdown]
