@@ -2,7 +2,7 @@
 
 The file of the function that is compiled: not those whose functions it calls. After an update that
 changes only such a file, the old machine code would run. So a folder's kept code is dropped when
-any source file of the folder is newer.
+any source file of the folder is newer, or of another folder whose functions it calls.
 """
 
 from __future__ import annotations
@@ -11,8 +11,11 @@ import contextlib
 from pathlib import Path
 
 
-def drop_stale(folder: Path) -> int:
+def drop_stale(folder: Path, *called: Path) -> int:
     """Remove Numba's kept code of the modules in ``folder`` if a source is newer; count the files.
+
+    Args:
+        called: folders with more sources: functions of theirs are compiled into the callers.
 
     Where nothing may be removed (a package that belongs to somebody else), Numba keeps its code
     elsewhere, and nothing is.
@@ -20,7 +23,8 @@ def drop_stale(folder: Path) -> int:
     kept = [*folder.glob("__pycache__/*.nbi"), *folder.glob("__pycache__/*.nbc")]
     if not kept:
         return 0
-    newest = max(path.stat().st_mtime_ns for path in folder.glob("*.py"))
+    sources = (path for place in (folder, *called) for path in place.glob("*.py"))
+    newest = max(path.stat().st_mtime_ns for path in sources)
     removed = 0
     # Another process may be removing the same files.
     with contextlib.suppress(PermissionError, FileNotFoundError):

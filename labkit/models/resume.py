@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from labkit.core.errors import FormatError, ResumeError
+from labkit.core.errors import FormatError, ResumeError, StorageError
 from labkit.core.file_lock import exclusive
 from labkit.formats.reading import open_tensors, read_json
 from labkit.formats.writing import save_tensors, write_json
@@ -44,7 +44,7 @@ class WorkFolder:
             _require_same(path, read_json(record), asked)
         else:
             _require_empty(path)
-            path.mkdir(parents=True, exist_ok=True)
+            _make(path)
             write_json(record, asked)
 
     @contextlib.contextmanager
@@ -116,6 +116,17 @@ def _require_empty(path: Path) -> None:
             where=str(path),
             remedy="Name a folder that is empty or does not exist.",
         )
+
+
+def _make(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"the folder cannot be made ({error.strerror})",
+            where=str(path),
+            remedy="Name a work folder in a place that you may write to.",
+        ) from error
 
 
 def _require_same(path: Path, begun: dict[str, Any], asked: dict[str, Any]) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from labkit.core.errors import LabkitError
 
 WINDOW = 10
+# In nats. Losses below are rounding and the luck of a batch, whatever multiple they rise by.
+NEGLIGIBLE = 1e-4
 
 
 class DivergenceError(LabkitError, ArithmeticError):
@@ -26,7 +28,7 @@ class Watch:
 
     Args:
         factor: how far the mean of the last `WINDOW` losses may lie above the lowest such mean,
-            as a multiple of it.
+            as a multiple of it; a lowest mean below `NEGLIGIBLE` counts as that.
     """
 
     def __init__(self, factor: float) -> None:
@@ -48,7 +50,7 @@ class Watch:
             return
         mean = sum(self.recent) / WINDOW
         self.lowest = min(self.lowest, mean)
-        if mean > self.factor * self.lowest:
+        if mean > self.factor * max(self.lowest, NEGLIGIBLE):
             what = f"the loss rose from {self.lowest:.4g} to {mean:.4g} (means of {WINDOW} steps)"
             raise diverged(step, what, lr)
 

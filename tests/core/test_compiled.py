@@ -45,3 +45,15 @@ def test_nothing_kept_and_nothing_stale_removes_nothing(tmp_path):
     assert drop_stale(tmp_path) == 0 and kept.exists()
     os.utime(kept, (0, 0))
     assert drop_stale(tmp_path) == 1 and not kept.exists()
+
+
+def test_a_newer_source_of_a_folder_that_is_called_counts(tmp_path):
+    callers, called = tmp_path / "callers", tmp_path / "called"
+    (callers / "__pycache__").mkdir(parents=True)
+    called.mkdir()
+    kept = callers / "__pycache__" / "a.f-1.py311.nbi"
+    for path, time in ((callers / "a.py", 1), (kept, 2), (called / "b.py", 3)):
+        path.write_text("")
+        os.utime(path, (time, time))
+    assert drop_stale(callers) == 0
+    assert drop_stale(callers, called) == 1 and not kept.exists()

@@ -17,6 +17,7 @@ from labkit.core.errors import FormatError, ResumeError, StorageError
 from labkit.core.scheme import QuantScheme
 from labkit.models.blockwise import quantize_blockwise
 from labkit.models.methods import Awq, Gptq, Nf4, Rtn, SmoothQuant
+from labkit.models.resume import WorkFolder
 
 INT4 = QuantScheme(4, granularity="group", group_size=32)
 METHOD = Gptq(INT4, loop="plain")
@@ -157,6 +158,12 @@ def test_a_folder_with_other_things_is_not_written_into(folder: Path, tmp_path: 
     with pytest.raises(ResumeError, match="holds something else"):
         quantize_blockwise(folder, METHOD, IDS, work=work / "thesis.tex")
     assert [path.name for path in work.iterdir()] == ["thesis.tex"]
+
+
+def test_a_place_without_room_for_a_folder_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot be made"):
+        WorkFolder(tmp_path / "file" / "work", {"bits": 4})
 
 
 def test_two_runs_do_not_share_a_folder(folder: Path, tmp_path: Path) -> None:

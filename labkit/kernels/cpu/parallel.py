@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from labkit import quantize
 from labkit.core.compiled import drop_stale
 from labkit.kernels.cpu.loads import half_bits, load_halves
 from labkit.kernels.cpu.vectors import HAS_HALF, as_floats
@@ -21,7 +22,7 @@ from labkit.quantize.gguf_threads import at_most
 from labkit.quantize.half_numba import from_half, wide
 from labkit.quantize.lanes import LANES, bits_of, splat, store
 
-drop_stale(Path(__file__).parent)
+drop_stale(Path(__file__).parent, Path(quantize.__file__).parent)
 
 inlined = numba.njit(error_model="numpy", forceinline=True)
 # Products may be contracted (an FMA rounds once), nothing else about floats is given up.
