@@ -793,8 +793,8 @@ for layer_name, layer in qlora.adapted_layers(adapted).items():
     old = layer.base_layer.quantized.codes
     kept.append(float((nf4.quantize(merged.get_submodule(layer_name).weight).codes == old)
                       .float().mean()))  # fmt: skip
-print("most codes are the old ones:", np.mean(kept) > 0.5)
-assert np.mean(kept) > 0.5
+print("more than nine codes of ten are the old ones:", np.mean(kept) > 0.9)
+assert np.mean(kept) > 0.9
 
 # %% [markdown]
 # Two ways to serve it: keep 4 bits *and* adapter, one base for many adapters; or merge and round
