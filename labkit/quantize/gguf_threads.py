@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numba
+import torch
 
 # Waking a second thread costs more than so few weights, and far more where cores are busy.
 _SMALL = 2**16
@@ -38,13 +39,19 @@ def run(
 
 @contextmanager
 def at_most(threads: int):
-    """Have Numba use at most ``threads`` threads within."""
+    """Have Numba use at most ``threads`` threads within; torch keeps the number that it has.
+
+    Both use OpenMP, and Numba, once it starts, sets OpenMP's number to that of all cores.
+    """
+    of_torch = torch.get_num_threads()  # first: asking Numba sets OpenMP's number already
     before = numba.get_num_threads()
     numba.set_num_threads(max(1, min(threads, numba.config.NUMBA_NUM_THREADS)))
     try:
         yield
     finally:
         numba.set_num_threads(before)
+        if torch.get_num_threads() != of_torch:
+            torch.set_num_threads(of_torch)
 
 
 def share(

@@ -15,6 +15,8 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+from labkit.quantize.gguf_threads import at_most
+
 ROWS = 64
 STEP = 8
 _ROUND = np.float32(1.5 * 2**23)
@@ -41,12 +43,8 @@ def round_block(weight, factor, scale, zero, group, qmin, qmax, codes, errors, t
     if threads == 1 or weight.size < _SMALL:
         _serial(*arguments)
         return
-    before = numba.get_num_threads()
-    numba.set_num_threads(threads)
-    try:
+    with at_most(threads):
         _parallel(*arguments)
-    finally:
-        numba.set_num_threads(before)
 
 
 @numba.njit(cache=True, error_model="numpy", boundscheck=False)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from labkit.quantize import lookup16
+from labkit.quantize.gguf_threads import at_most
 
 # Blocks of 64 that one core takes at a time.
 _RUN = 1024
@@ -31,16 +32,17 @@ def encode(
     numbers = values.contiguous().numpy()
     packed = np.empty(values.numel() // 2, np.uint8)
     absmax = np.empty(values.numel() // block_size, np.float32)
-    _encode(
-        numbers,
-        numbers.view(np.int32),
-        boundaries.numpy(),
-        code_of.numpy(),
-        packed,
-        absmax,
-        absmax.view(np.int32),
-        block_size,
-    )
+    with at_most(torch.get_num_threads()):
+        _encode(
+            numbers,
+            numbers.view(np.int32),
+            boundaries.numpy(),
+            code_of.numpy(),
+            packed,
+            absmax,
+            absmax.view(np.int32),
+            block_size,
+        )
     return torch.from_numpy(packed), torch.from_numpy(absmax)
 
 
@@ -58,7 +60,8 @@ def decode(
     if lookup16.AVAILABLE and block_size % (2 * lookup16.LANES) == 0:
         whole = codes.size // (block_size // 2)
         decode_blocks = _decode_wide if out.size >= _SMALL else _decode_wide_serial
-        decode_blocks(codes, scales, table, out, block_size, run, whole)
+        with at_most(torch.get_num_threads()):
+            decode_blocks(codes, scales, table, out, block_size, run, whole)
         # A last block that is not whole, and nothing else, is left to the scalar loop.
         codes, scales = codes[whole * block_size // 2 :], scales[whole:]
         rest = out[whole * block_size :]
@@ -66,7 +69,8 @@ def decode(
         rest = out
     if rest.size:
         pairs = torch.cartesian_prod(levels, levels).numpy().view(np.uint64).reshape(-1)
-        _decode(codes, scales, pairs, rest, rest.view(np.uint64), block_size, run)
+        with at_most(torch.get_num_threads()):
+            _decode(codes, scales, pairs, rest, rest.view(np.uint64), block_size, run)
     return torch.from_numpy(out)[:count]
 
 
