@@ -46,7 +46,7 @@ class Run:
     bits: int
     inputs: int | None = None
     start: str = "gptq"
-    lr: float = 1e-3
+    lr: float = 2e-3
     scale_lr: float = 3e-3
     steps: int = 360
 
@@ -58,9 +58,9 @@ class Run:
 
 
 RUNS = (
-    Run("W3, one scale a row", 3),
+    Run("W3, one scale a row", 3, scale_lr=1e-3),
     Run("W2, one scale a row", 2),
-    Run("W4A8, one scale a row and a token", 4, inputs=8),
+    Run("W4A8, one scale a row and a token", 4, inputs=8, lr=1e-3, scale_lr=1e-3, steps=180),
 )
 
 
@@ -101,6 +101,7 @@ def run(quick: bool = False, tell: Callable[[str], None] = print) -> dict[str, A
         "runs": runs,
         "perplexity_tokens": tokens,
         "curve_tokens": curve_tokens,
+        "curve_fp32": point(model),
         "task_items": count,
     }
 
