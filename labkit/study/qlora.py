@@ -58,13 +58,13 @@ class Size:
 
     rank: int = 16
     alpha: float = 32.0
-    steps: int = 120
-    warmup: int = 12
+    steps: int = 60
+    warmup: int = 6
     lr: float = 3e-3
     rows: int = 8
     length: int = 256
-    heldout_tokens: int = 16384
-    questions: int = 200
+    heldout_tokens: int = 8192
+    questions: int = 100
     sequences: int = 48
     seed: int = 0
 
