@@ -50,7 +50,7 @@ test-slow: setup ## ten million weights a type, a hundred thousand damaged files
 	$(PY) -m pytest tests -m "slow and not peers" -n $(JOBS) --dist worksteal
 
 test-peers: setup peers ## our methods and formats against the real libraries
-	$(PY) -m pytest tests -m peers -n $(JOBS) --dist loadscope
+	$(PY) -m pytest tests -m peers
 
 lint: setup ## ruff, mypy on labkit/core, the rules of the notebooks
 	$(PY) -m ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -32,6 +33,10 @@ def compare(pairs: Sequence[Pair], other_cpu: bool = False, jobs: int = 1) -> in
     folder = pairs[0].course
     with fresh_learner() as environment:
         environment |= OTHER_CPU if other_cpu else {}
+        if jobs > 1:
+            # Threads of OpenMP wait busily: more of them than cores make all many times slower.
+            threads = str(max(1, (os.cpu_count() or 1) // jobs))
+            environment |= {"OMP_NUM_THREADS": threads, "NUMBA_NUM_THREADS": threads}
         return subprocess.run(
             command(notebooks, folder, jobs), cwd=folder.parent, env=environment, check=False
         ).returncode

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from labkit.core.errors import PeerMissingError
 from labkit.evaluate.perplexity import perplexity
 from labkit.models.loading import BUNDLED, load
-from labkit.study import torchao
+from labkit.study import results, torchao
 
 RESULT = {
     "steps": 60,
@@ -61,3 +63,20 @@ def test_both_sides_score_the_same_windows():
     expected = perplexity(model, tokenizer, text, torchao.CONTEXT, max_tokens=512)
     assert expected.tokens == rows[:, 1:].numel()
     assert float(loss.exp()) == pytest.approx(expected.value, rel=1e-4)
+
+
+def test_what_was_recorded():
+    """Over both domains: at equal settings as good as torchao within 1 %, at our best no worse."""
+    record = results.load("torchao")
+    cases = {row["case"] for row in record["rows"]}
+    assert cases == {case.name for case in torchao.CASES}
+    for case in cases:
+        rows = [row for row in record["rows"] if row["case"] == case]
+        nats = {"torchao": [], "equal": [], "recommended": []}
+        for row in rows:
+            kind = row["setting"] if row["library"] == "labkit" else "torchao"
+            losses = [math.log(row["perplexity"][domain]) for domain in torchao.CORPORA]
+            nats[kind].append(sum(losses) / len(losses))
+        best = {kind: min(found) for kind, found in nats.items()}
+        assert best["equal"] <= best["torchao"] + 0.01
+        assert min(best["equal"], best["recommended"]) <= best["torchao"]
