@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+STUDIES = ("qat", "torchao", "qlora", "images", "encoder")
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "data" / "results"
 
@@ -92,6 +95,15 @@ def gguf_block() -> str:
     return "\n".join([*lines, "", said])
 
 
+def study_block(name: str) -> str:
+    """The table of a study, and the command that recorded it."""
+    result = _read(f"study-{name}.json")
+    made = result["made_with"]
+    table = import_module(f"labkit.study.{name}").readme_block(result)
+    source = f"`{result['command']}`, {made['cpu']}, torch {made['torch']}."
+    return f"{table}\n\n{source}"
+
+
 def _seconds(value: float) -> str:
     return f"{value:.2f} s" if value >= 0.1 else f"{value * 1e3:.3g} ms"
 
@@ -101,6 +113,7 @@ BLOCKS = {
     "times": times_block,
     "quantizers": quantizers_block,
     "gguf": gguf_block,
+    **{f"study-{name}": partial(study_block, name) for name in STUDIES},
 }
 
 
