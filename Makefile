@@ -73,4 +73,4 @@ peers: setup card-env ## the real libraries, each in an environment of its own
 	$(PY) -m labkit.peers.environments
 
 clean: ## remove all environments and the caches of the tools
-	rm -rf $(VENV) $(CARD) .venv-gptqmodel .venv-llmcompressor .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(CARD) .venv-gptqmodel .venv-llmcompressor .pytest_cache .mypy_cache .ruff_cache .hypothesis .numba

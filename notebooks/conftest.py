@@ -25,6 +25,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(home.cleanup)
     os.environ["LABKIT_HOME"] = home.name
     os.environ.pop("LABKIT_MODEL", None)
+    if hasattr(config, "workerinput"):
+        from labkit.core.compiled import own_cache
+
+        cache = own_cache(Path(__file__).parents[1], config.workerinput["workerid"])
+        os.environ["NUMBA_CACHE_DIR"] = str(cache)
 
 
 def pytest_collectstart(collector: pytest.Collector) -> None:

@@ -33,3 +33,15 @@ def drop_stale(folder: Path, *called: Path) -> int:
             path.unlink()
             removed += 1
     return removed
+
+
+def own_cache(root: Path, process: str) -> Path:
+    """A folder below ``root`` for the machine code of one of several processes side by side.
+
+    Numba numbers the files that it keeps. Two processes that compile different signatures of a
+    function at once give both one number, and a third then runs the wrong code. The folder's name
+    changes with the sources, so what it holds is never stale. For NUMBA_CACHE_DIR.
+    """
+    sources = Path(__file__).parents[1].rglob("*.py")
+    newest = max(path.stat().st_mtime_ns for path in sources)
+    return root / ".numba" / f"{newest}-{process}"

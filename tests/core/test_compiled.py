@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from labkit.core.compiled import drop_stale
+from labkit.core.compiled import drop_stale, own_cache
 
 CALLED = "import numba\n\n@numba.njit(inline='always')\ndef value():\n    return {}\n"
 CALLER = """import numba
@@ -21,7 +21,8 @@ def _run(folder):
         "from pathlib import Path; from labkit.core.compiled import drop_stale; "
         f"drop_stale(Path({str(folder)!r})); import caller; print(caller.compiled())"
     )
-    return int(subprocess.run([sys.executable, "-c", code], cwd=folder, check=True,
+    beside = {k: v for k, v in os.environ.items() if k != "NUMBA_CACHE_DIR"}
+    return int(subprocess.run([sys.executable, "-c", code], cwd=folder, check=True, env=beside,
                               capture_output=True, text=True).stdout)  # fmt: skip
 
 
@@ -57,3 +58,9 @@ def test_a_newer_source_of_a_folder_that_is_called_counts(tmp_path):
         os.utime(path, (time, time))
     assert drop_stale(callers) == 0
     assert drop_stale(callers, called) == 1 and not kept.exists()
+
+
+def test_processes_side_by_side_keep_their_code_apart(tmp_path):
+    one, two = own_cache(tmp_path, "gw0"), own_cache(tmp_path, "gw1")
+    assert one != two and one.parent == two.parent
+    assert own_cache(tmp_path, "gw0") == one

@@ -332,8 +332,8 @@ print("the table of word pieces gets", best.choices[table])
 # ### Does it hold?
 #
 # The solver believed that damages add up. Each was measured with all other layers exact; together
-# they may cancel or compound. So measure the mixture, beside a control: the same budget spent where
-# it helps *least*.
+# they may cancel or compound. So measure the mixture, beside a control: the choice under the same
+# limit of which the solver expects *most* damage.
 
 # %%
 exact, labels = logits_of(model, heldout), labels_of(heldout)
@@ -357,7 +357,8 @@ for row in rows:
     marker, number = next(look for word, look in looks.items() if word in row["what"])
     at = (row["bytes"] / 1e6, row["macro_f1"] / whole)
     ax.plot(*at, marker, color=figures.PALETTE[number], markersize=8)
-    ax.annotate(row["what"], at, fontsize=8, xytext=(5, -11), textcoords="offset points")
+    place = (6, (4, -12, 0, -24)[number])
+    ax.annotate(row["what"], at, fontsize=8, xytext=place, textcoords="offset points")
 ax.axhline(0.95, color="black", linestyle="--", linewidth=1)
 ax.set(xlabel="whole model (MB)", ylabel="share of FP32's macro F1", title="Recorded, held out")
 figures.show(
@@ -456,7 +457,7 @@ ax.axvline(0.95 * whole, color="gray", linestyle=":", linewidth=1)
 ax.set_yticks(places, [r["what"] for r in runs])
 ax.invert_yaxis()
 ax.set(xlabel="macro F1, held-out modules", title="Recorded; dashed: FP32, dotted: 95 % of it")
-ax.legend()
+ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=2)
 figures.show(
     fig,
     alt="Bars of macro F1 before and after training with 3- and 2-bit weights, with and "
