@@ -1,1 +1,0 @@
-"""The kernels of `labkit.kernels` for a GPU: Triton, which is optional (`pip install triton`)."""
