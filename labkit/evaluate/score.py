@@ -13,9 +13,9 @@ from torch import Tensor
 from labkit.core.errors import LabkitError
 from labkit.core.scheme import QuantScheme
 from labkit.data.calibration import calibration_set
-from labkit.data.corpora import BUNDLED, load_corpus
+from labkit.data.corpora import BUNDLED
 from labkit.data.tasks import TASKS
-from labkit.evaluate.perplexity import perplexity
+from labkit.evaluate.heldout import heldout_perplexities
 from labkit.evaluate.score_row import ScoreRow
 from labkit.evaluate.size import Size, gguf_size, model_size
 from labkit.evaluate.tasks import task_accuracy
@@ -69,16 +69,7 @@ def measure(
 ) -> ScoreRow:
     """Quantize as `entry` says and measure. Raises what the method raises."""
     model, size = _quantized(model, tokenizer, entry, effort)
-    losses = {
-        name: perplexity(
-            model,
-            tokenizer,
-            load_corpus(name, "heldout").text,
-            effort.context,
-            max_tokens=effort.tokens,
-        ).value
-        for name in BUNDLED
-    }
+    losses = heldout_perplexities(model, tokenizer, BUNDLED, effort.context, effort.tokens)
     tasks = {
         name: task_accuracy(model, tokenizer, name, effort.questions).accuracy for name in TASKS
     }

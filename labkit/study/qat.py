@@ -15,10 +15,9 @@ import torch
 from torch import nn
 
 from labkit.core.scheme import QuantScheme
-from labkit.data import load_corpus
 from labkit.data.calibration import calibration_set
 from labkit.data.tasks import TASKS
-from labkit.evaluate.perplexity import perplexity
+from labkit.evaluate.heldout import heldout_perplexities
 from labkit.evaluate.tasks import task_accuracy
 from labkit.models.blockwise import quantize_blockwise
 from labkit.models.loading import load
@@ -71,12 +70,12 @@ def run(quick: bool = False, tell: Callable[[str], None] = print) -> dict[str, A
 
     def figures(network: nn.Module) -> dict[str, dict[str, float]]:
         return {
-            "perplexity": _perplexities(network, tokenizer, tokens),
+            "perplexity": heldout_perplexities(network, tokenizer, DOMAINS, LENGTH, tokens),
             "tasks": _tasks(network, tokenizer, count),
         }
 
     def point(network: nn.Module) -> dict[str, float]:
-        return _perplexities(network, tokenizer, curve_tokens)
+        return heldout_perplexities(network, tokenizer, DOMAINS, LENGTH, curve_tokens)
 
     exact = figures(model)
     runs = []
@@ -158,15 +157,6 @@ def _settings(plan: Run, steps: int) -> TrainSettings:
         bfloat16=True,
         evaluate_every=max(1, steps // 6),
     )
-
-
-def _perplexities(model: nn.Module, tokenizer, tokens: int) -> dict[str, float]:
-    return {
-        domain: perplexity(
-            model, tokenizer, load_corpus(domain, "heldout").text, LENGTH, max_tokens=tokens
-        ).value
-        for domain in DOMAINS
-    }
 
 
 def _tasks(model: nn.Module, tokenizer, count: int) -> dict[str, float]:

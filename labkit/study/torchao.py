@@ -20,7 +20,8 @@ from transformers import PreTrainedTokenizerBase
 
 from labkit.core.scheme import QuantScheme
 from labkit.data import load_corpus
-from labkit.evaluate.perplexity import perplexity, windows
+from labkit.evaluate.heldout import heldout_perplexities
+from labkit.evaluate.perplexity import windows
 from labkit.models.loading import BUNDLED, bundled_folder, load
 from labkit.peers import call
 from labkit.training.convert import convert
@@ -178,16 +179,7 @@ def _ours(
 def _perplexities(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, size: Size
 ) -> dict[str, float]:
-    return {
-        name: perplexity(
-            model,
-            tokenizer,
-            load_corpus(name, "heldout").text,
-            CONTEXT,
-            max_tokens=size.heldout_tokens,
-        ).value
-        for name in CORPORA
-    }
+    return heldout_perplexities(model, tokenizer, CORPORA, CONTEXT, size.heldout_tokens)
 
 
 def _exponentials(losses: dict[str, float]) -> dict[str, float]:

@@ -24,9 +24,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from labkit.core.errors import FormatError, LabkitError, ResumeError, StorageError
-from labkit.data import load_corpus
 from labkit.data.calibration import calibration_set, check_vocabulary
-from labkit.evaluate.perplexity import perplexity
+from labkit.evaluate.heldout import heldout_perplexities
 from labkit.formats import module_of
 from labkit.models.blockwise import quantize_blockwise
 from labkit.models.loading import BUNDLED, load, model_name
@@ -84,7 +83,9 @@ def quantization_aware_training(
     check_vocabulary(tokens[:, :-1], model)
 
     def measured(network: nn.Module) -> dict[str, float]:
-        return _perplexities(network, tokenizer, request)
+        return heldout_perplexities(
+            network, tokenizer, request.text(), request.length, request.evaluate_tokens
+        )
 
     before = measured(model)
     asked = {"request": request.as_json(), "settings": asdict(settings)}
@@ -200,21 +201,6 @@ def _export(
 ) -> None:
     checkpoint = convert(prepared).checkpoint(tokenizer)
     module_of(request.file_format).save(checkpoint, out, overwrite=overwrite)
-
-
-def _perplexities(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, request: QatRequest
-) -> dict[str, float]:
-    return {
-        name: perplexity(
-            model,
-            tokenizer,
-            load_corpus(name, "heldout").text,
-            request.length,
-            max_tokens=request.evaluate_tokens,
-        ).value
-        for name in request.text()
-    }
 
 
 def _first_and_last(history: History, names: dict[str, float]) -> tuple[dict[str, float], ...]:
