@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from labkit.bench import gguf_command
+from labkit.bench import gguf_command, kernels_command
 from labkit.bench.quantizers import SOURCES, compare, set_threads
 from labkit.bench.rows import BenchRow, Effort
 from labkit.core.errors import LabkitError
@@ -21,6 +21,7 @@ app = typer.Typer(help="Ours beside the real libraries, in one run.", add_comple
 
 
 app.command("gguf")(gguf_command.gguf)
+app.command("kernels")(kernels_command.kernels)
 
 
 @app.callback()

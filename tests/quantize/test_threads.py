@@ -11,12 +11,14 @@ LOOPS = {
     "nf4": "nf4.dequantize(nf4.quantize(w))",
     "gptq": "gptq.quantize(w, stats, QuantScheme(4))",
     "gguf": "gguf.quantize(w, 'Q4_K', threads=2)",
+    "kernels": "int4_linear(w[:2], Int4Weight.from_quantized(rtn.quantize(w, QuantScheme(4))))",
 }
 CODE = """
 import numba, torch
 torch.set_num_threads(1)
 from labkit.core.scheme import QuantScheme
-from labkit.quantize import gguf, gptq, nf4
+from labkit.kernels import Int4Weight, int4_linear
+from labkit.quantize import gguf, gptq, nf4, rtn
 from labkit.quantize.hessian import InputStats
 w = torch.randn(1024, 1024)
 stats = InputStats(1024)

@@ -51,7 +51,7 @@ def imported(path: Path) -> set[str]:
 def test_every_package_that_labkit_imports_is_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    listed = [*project["dependencies"], *extras["hub"]]
+    listed = [*project["dependencies"], *extras["hub"], *extras["gpu"]]
     declared = {canonicalize_name(Requirement(line).name) for line in listed}
     # jupyterlab is made of these; their versions move together.
     declared |= {"ipykernel", "ipython", "jupyter-client", "nbclient", "nbformat"}

@@ -1,0 +1,120 @@
+"""The real libraries' kernels for 4- and 8-bit weights, each as functions of no argument.
+
+A decode step reads every weight of a model once, so a weight is never in the cache when its turn
+comes. Each contestant therefore holds several copies of the same weight, more than the cache, and
+is called on them in turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import version
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from labkit.core.tensor import QuantizedTensor
+from labkit.kernels.cpu.read import STEP, read
+
+Call = Callable[[], Tensor]
+GROUP = 128
+
+
+def reading(nbytes: int, copies: int) -> list[Call]:
+    """A vectorised read of as many bytes: nothing that needs them all can be faster."""
+    size = max(STEP, nbytes // STEP * STEP)
+    tables = [np.ones(size, np.uint8) for _ in range(copies)]
+    return [lambda t=t: read(t) for t in tables]
+
+
+def torch_int4(weight: QuantizedTensor, x: Tensor, copies: int) -> list[Call]:
+    """torch._weight_int4pack_mm_for_cpu in x's dtype, symmetric weight in groups."""
+    codes = (weight.codes.to(torch.int32) + 8).contiguous()
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
+    scale = weight.scale.to(x.dtype).T.contiguous()
+    both = torch.stack([scale, torch.zeros_like(scale)], dim=2).contiguous()
+    run = torch.ops.aten._weight_int4pack_mm_for_cpu
+    packs = [packed.clone() for _ in range(copies)]
+    return [lambda p=p: run(x, p, GROUP, both) for p in packs]
+
+
+def bitsandbytes_nf4(weight: Tensor, x: Tensor, copies: int) -> list[Call]:
+    """bitsandbytes' gemv_4bit for AVX-512 and bfloat16; other processors dequantize."""
+    import bitsandbytes.functional as bnb
+
+    packed, state = bnb.quantize_4bit(weight, blocksize=64, quant_type="nf4")
+    if bnb.has_avx512bf16():
+        packed, state = bnb._convert_weight_packed_for_cpu(packed, state)
+    packs = [packed.clone() for _ in range(copies)]
+    half = x.to(torch.bfloat16)
+    return [lambda p=p: bnb.gemv_4bit(half, p, state=state) for p in packs]
+
+
+def onnx_int4(
+    weight: QuantizedTensor, x: Tensor, copies: int, threads: int, accuracy_level: int
+) -> list[Call]:
+    """ONNX Runtime's MatMulNBits; accuracy level 1 computes in float32, 4 with int8 activations."""
+    import onnx
+    import onnxruntime
+
+    rows, columns = weight.shape
+    codes = (weight.codes.to(torch.int16) + 8).to(torch.uint8).numpy()
+    pairs = codes.reshape(rows, columns // GROUP, GROUP // 2, 2)
+    packed = pairs[..., 0] | (pairs[..., 1] << 4)
+    scale = weight.scale.float().numpy().reshape(-1)
+    node = onnx.helper.make_node(
+        "MatMulNBits",
+        ["x", "w", "s"],
+        ["y"],
+        domain="com.microsoft",
+        K=columns,
+        N=rows,
+        bits=4,
+        block_size=GROUP,
+        accuracy_level=accuracy_level,
+    )
+    number = onnx.TensorProto.FLOAT
+    graph = onnx.helper.make_graph(
+        [node],
+        "g",
+        [onnx.helper.make_tensor_value_info("x", number, [len(x), columns])],
+        [onnx.helper.make_tensor_value_info("y", number, [len(x), rows])],
+        [onnx.numpy_helper.from_array(packed, "w"), onnx.numpy_helper.from_array(scale, "s")],
+    )
+    opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("com.microsoft", 1)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    # Its threads would go on spinning while another contestant runs.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    data = model.SerializeToString()
+    sessions = [
+        onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        for _ in range(copies)
+    ]
+    feed = {"x": x.float().numpy()}
+    return [lambda s=s: torch.from_numpy(s.run(None, feed)[0]) for s in sessions]
+
+
+def ggml(blocks: np.ndarray, type_name: str, x: Tensor, copies: int, threads: int) -> list[Call]:
+    """llama.cpp's product, its repacked form where it has one.
+
+    Raises PeerMissingError where llama-cpp-python is not there.
+    """
+    from labkit.peers.ggml_matmul import MatMul
+
+    products = [MatMul(blocks, type_name, len(x), threads) for _ in range(copies)]
+
+    def call(product: MatMul) -> Tensor:
+        product.compute()
+        return torch.from_numpy(product.get())
+
+    for product in products:
+        product.set(x.float().numpy())
+    return [lambda p=p: call(p) for p in products]
+
+
+def named(package: str, what: str = "") -> str:
+    """ "torch 2.13.0, what it is"."""
+    return f"{package} {version(package)}" + (f", {what}" if what else "")

@@ -1,0 +1,213 @@
+"""Our kernels beside the libraries', and beside the time that reading the same bytes takes.
+
+All contestants of a row take turns in one process; the time of a call is the median over rounds and
+copies of the weight. The error is ‖ŷ - y‖ / ‖y‖ against the product with each side's own weight as
+it is meant, in float64, so that it shows the kernel's arithmetic and not the quantizer.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from labkit.bench import kernel_peers
+from labkit.bench.kernel_peers import Call, named
+from labkit.bench.rows import BenchRow, Effort
+from labkit.core.errors import PeerMissingError
+from labkit.core.float8_tensor import Float8Tensor
+from labkit.core.scheme import QuantScheme
+from labkit.kernels import (
+    Int4Weight,
+    Int8Weight,
+    codebook_linear,
+    fp8_linear,
+    gguf_linear,
+    int4_linear,
+    int8_linear,
+    quantize_tokens,
+)
+from labkit.quantize import gguf, nf4, rtn
+
+_CACHE = 2**26  # twice the last-level cache of the machines that we know
+_SHAPES, _QUICK_SHAPES = ((4096, 4096), (11008, 4096)), ((1024, 4096),)
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One side: its calls, a copy of the weight each, and the exact result."""
+
+    name: str
+    calls: list[Call]
+    exact: Tensor | None
+    note: str = ""
+
+
+def rows(effort: Effort) -> Iterator[BenchRow | PeerMissingError]:
+    """Yield the rows as they are measured; a peer that is not there in place of its row."""
+    torch.manual_seed(0)
+    for shape in _QUICK_SHAPES if effort.quick else _SHAPES:
+        weight = torch.randn(shape) * 0.02
+        for tokens in (1,) if effort.quick else (1, 4, 16):
+            yield from _int4_rows(weight, tokens, effort)
+        yield from _format_rows(weight, effort)
+    yield from _int8_rows(effort)
+
+
+def _copies(nbytes: int, effort: Effort) -> int:
+    return 2 if effort.quick else max(2, -(-_CACHE // nbytes))
+
+
+def _int4_rows(weight: Tensor, tokens: int, effort: Effort) -> Iterator[BenchRow]:
+    scheme = QuantScheme(4, True, "group", kernel_peers.GROUP, narrow_range=False)
+    quantized = rtn.quantize(weight, scheme)
+    packed = Int4Weight.from_quantized(quantized)
+    count = _copies(packed.nbytes, effort)
+    copies = [packed.to("cpu") for _ in range(count)]
+    copies = [_copied(copy) for copy in copies]
+    x = torch.randn(tokens, weight.shape[1])
+    exact = x.double() @ quantized.dequantize().double().T
+    ours = Contestant("", [lambda w=w: int4_linear(x, w) for w in copies], exact)
+    eight = [lambda w=w: int4_linear(x, w, activation_bits=8) for w in copies]
+    low = x.to(torch.bfloat16)
+    low_exact = low.double() @ quantized.dequantize().double().T
+    peers = [
+        Contestant(named("torch", "float32"), kernel_peers.torch_int4(quantized, x, count), exact),
+        Contestant(
+            named("torch", "bfloat16"), kernel_peers.torch_int4(quantized, low, count), low_exact
+        ),
+        Contestant(
+            named("onnxruntime", "float32"),
+            kernel_peers.onnx_int4(quantized, x, count, effort.threads, 1),
+            exact,
+        ),
+    ]
+    what = f"W4A16 group 128, {_shape(weight)}, {tokens} token{'s' * (tokens > 1)}"
+    if tokens == 1:
+        peers.append(
+            Contestant("reading the bytes", kernel_peers.reading(packed.nbytes, count), None)
+        )
+    yield from _race(what, ours, peers, packed.nbytes, effort)
+    peers = [
+        Contestant(
+            named("onnxruntime", "int8 activations"),
+            kernel_peers.onnx_int4(quantized, x, count, effort.threads, 4),
+            exact,
+        )
+    ]
+    what = what.replace("W4A16", "W4A8")
+    yield from _race(what, Contestant("", eight, exact), peers, packed.nbytes, effort)
+
+
+def _format_rows(weight: Tensor, effort: Effort) -> Iterator[BenchRow | PeerMissingError]:
+    """GGUF types beside llama.cpp, NF4 beside bitsandbytes, FP8 alone with the bytes; one token."""
+    x = torch.randn(1, weight.shape[1])
+    for type_name in ("Q4_0", "Q8_0", "Q4_K"):
+        blocks = gguf.quantize(weight, type_name)
+        count = _copies(blocks.nbytes, effort)
+        copies = [torch.from_numpy(blocks.copy()) for _ in range(count)]
+        exact = x.double() @ torch.from_numpy(gguf.dequantize(blocks, type_name)).double().T
+        calls = [lambda b=b, n=type_name: gguf_linear(x, b, n) for b in copies]
+        peers = [Contestant("reading the bytes", kernel_peers.reading(blocks.nbytes, count), None)]
+        try:
+            theirs = kernel_peers.ggml(blocks, type_name, x, count, effort.threads)
+            peers.append(Contestant(named("llama-cpp-python"), theirs, exact, "int8 activations"))
+        except PeerMissingError as error:
+            yield error
+        what = f"{type_name}, {_shape(weight)}, 1 token"
+        yield from _race(what, Contestant("", calls, exact), peers, blocks.nbytes, effort)
+    yield from _nf4_rows(weight, x, effort)
+    fp8 = Float8Tensor.quantize(weight)
+    count = _copies(fp8.nbytes, effort)
+    copies = [Float8Tensor(fp8.codes.clone(), fp8.scale) for _ in range(count)]
+    exact = x.double() @ fp8.dequantize().double().T
+    ours = Contestant("", [lambda w=w: fp8_linear(x, w) for w in copies], exact)
+    peers = [Contestant("reading the bytes", kernel_peers.reading(fp8.nbytes, count), None)]
+    yield from _race(f"FP8, {_shape(weight)}, 1 token", ours, peers, fp8.nbytes, effort)
+
+
+def _nf4_rows(weight: Tensor, x: Tensor, effort: Effort) -> Iterator[BenchRow]:
+    quantized = nf4.quantize(weight, block_size=64)
+    count = _copies(quantized.nbytes, effort)
+    copies = [nf4.quantize(weight, block_size=64) for _ in range(count)]
+    exact = x.double() @ quantized.dequantize().double().T
+    ours = Contestant("", [lambda w=w: codebook_linear(x, w) for w in copies], exact)
+    low_exact = x.to(torch.bfloat16).double() @ quantized.dequantize().double().T
+    peers = [
+        Contestant(
+            named("bitsandbytes"),
+            kernel_peers.bitsandbytes_nf4(weight, x, count),
+            low_exact,
+            "bfloat16",
+        ),
+        Contestant("reading the bytes", kernel_peers.reading(quantized.nbytes, count), None),
+    ]
+    what = f"NF4 block 64, {_shape(weight)}, 1 token"
+    yield from _race(what, ours, peers, quantized.nbytes, effort)
+
+
+def _int8_rows(effort: Effort) -> Iterator[BenchRow]:
+    tokens, size = (64, 1024) if effort.quick else (512, 4096)
+    weight = rtn.quantize(torch.randn(size, size), QuantScheme(8))
+    packed, (codes, scale) = (
+        Int8Weight.from_quantized(weight),
+        quantize_tokens(torch.randn(tokens, size)),
+    )
+    exact = (codes * scale).double() @ weight.dequantize().double().T
+    other = weight.codes.T
+
+    def theirs() -> Tensor:
+        return torch._int_mm(codes, other).float() * (scale * weight.scale.reshape(1, -1))
+
+    ours = Contestant("", [lambda: int8_linear(codes, scale, packed)], exact)
+    peers = [Contestant(named("torch", "_int_mm of oneDNN, scaled"), [theirs], exact)]
+    what = f"W8A8, {_shape(weight)}, {tokens} tokens"
+    yield from _race(what, ours, peers, packed.nbytes, effort)
+
+
+def _race(
+    what: str, ours: Contestant, peers: list[Contestant], nbytes: int, effort: Effort
+) -> Iterator[BenchRow]:
+    """Time all of them in turns; yield a row for each peer."""
+    everyone = [ours, *peers]
+    errors = [_error(one) for one in everyone]  # the first calls, which warm up and compile
+    times: list[list[float]] = [[] for _ in everyone]
+    for _ in range(effort.rounds):
+        for spent, one in zip(times, everyone, strict=True):
+            one.calls[0]()  # its threads are awake, its code is in the cache
+            for call in one.calls[1:] or one.calls:
+                started = time.perf_counter()
+                call()
+                spent.append(time.perf_counter() - started)
+    seconds = [statistics.median(spent) for spent in times]
+    for one, spent, error in zip(peers, seconds[1:], errors[1:], strict=True):
+        speed = f"{nbytes / seconds[0] / 1e9:.1f} GB/s"
+        note = f"{speed}, {one.note}" if one.note else speed
+        yield BenchRow(what, one.name, seconds[0], spent, errors[0], error, len(times[0]), note)
+
+
+def _error(one: Contestant) -> float | None:
+    found = one.calls[0]()
+    if one.exact is None:
+        return None
+    return float((found.double() - one.exact).norm() / one.exact.norm())
+
+
+def _shape(weight) -> str:
+    return f"{weight.shape[0]} x {weight.shape[1]}"
+
+
+def _copied(weight: Int4Weight) -> Int4Weight:
+    """The same weight in memory of its own."""
+    return Int4Weight(
+        weight.codes.clone(),
+        weight.scale.clone(),
+        None,
+        weight.columns,
+        weight.chunk,
+        weight.in_features,
+    )

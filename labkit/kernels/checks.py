@@ -1,0 +1,73 @@
+"""What every kernel checks before it touches memory, and the words it says so in."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from labkit.core.errors import SchemeError, ShapeError
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def require_activations(x: Tensor, columns: int, device: torch.device, where: str) -> None:
+    """Return if ``x`` is [..., columns], float32, float16 or bfloat16, on ``device``.
+
+    Raises:
+        SchemeError: another dtype, or another device.
+        ShapeError: another last axis.
+    """
+    if x.dtype not in DTYPES:
+        raise SchemeError(
+            f"x is {x.dtype}", where, "Expected float32, float16 or bfloat16 activations."
+        )
+    require_device("x", x, device, where)
+    if x.ndim < 1 or x.shape[-1] != columns:
+        raise ShapeError(
+            f"x has shape {tuple(x.shape)}", where, f"The weight takes [..., {columns}]."
+        )
+
+
+def require_bias(bias: Tensor | None, rows: int, device: torch.device, where: str) -> None:
+    """Return if ``bias`` is None, or floating point [rows] on ``device``.
+
+    Raises:
+        SchemeError: another dtype, or another device.
+        ShapeError: another shape.
+    """
+    if bias is None:
+        return
+    if not bias.dtype.is_floating_point:
+        raise SchemeError(f"bias is {bias.dtype}", where, "Expected a floating-point bias.")
+    require_device("bias", bias, device, where)
+    require_shape("bias", bias, (rows,), where)
+
+
+def require_device(name: str, tensor: Tensor, device: torch.device, where: str) -> None:
+    """Return if ``tensor`` is on ``device``; else raise SchemeError."""
+    if tensor.device.type != device.type:
+        raise SchemeError(
+            f"{name} is on {tensor.device}, the weight on {device}",
+            where,
+            "Move one of them with .to(device).",
+        )
+
+
+def require_dtype(name: str, tensor: Tensor, allowed: tuple[torch.dtype, ...], where: str) -> None:
+    """Return if ``tensor`` has one of these dtypes; else raise SchemeError."""
+    if tensor.dtype not in allowed:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
+        raise SchemeError(f"{name} is {tensor.dtype}", where, f"Expected {names}.")
+
+
+def require_shape(name: str, tensor: Tensor, shape: tuple[int, ...], where: str) -> None:
+    """Return if ``tensor`` has exactly this shape; else raise ShapeError."""
+    if tuple(tensor.shape) != shape:
+        raise ShapeError(f"{name} has shape {tuple(tensor.shape)}", where, f"Expected {shape}.")
+
+
+def finish(y: Tensor, x: Tensor, rows: int, bias: Tensor | None) -> Tensor:
+    """``y`` [tokens, rows], the bias added, in x's dtype and in the shape [..., rows]."""
+    if bias is not None:
+        y = y + bias.to(y.dtype)
+    return y.to(x.dtype).reshape(*x.shape[:-1], rows)

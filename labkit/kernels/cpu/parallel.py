@@ -1,0 +1,104 @@
+"""How kernels are compiled, how rows are dealt out to threads, and how x is laid down for them.
+
+Numba's threads are OpenMP's, from the library that torch has loaded, so both use one set of
+threads: a second set would wait on the cores where the first one still spins.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from labkit import quantize
+from labkit.core.compiled import drop_stale
+from labkit.kernels.cpu.loads import half_bits, load_halves
+from labkit.kernels.cpu.vectors import HAS_HALF, as_floats
+from labkit.quantize.gguf_threads import at_most
+from labkit.quantize.half_numba import from_half, wide
+from labkit.quantize.lanes import LANES, bits_of, splat, store
+
+drop_stale(Path(__file__).parent, Path(quantize.__file__).parent)
+
+inlined = numba.njit(error_model="numpy", forceinline=True)
+# Products may be contracted (an FMA rounds once), nothing else about floats is given up.
+compiled = numba.njit(cache=True, error_model="numpy", fastmath={"contract"}, nogil=True)
+shared = numba.njit(
+    cache=True, error_model="numpy", fastmath={"contract"}, nogil=True, parallel=True
+)
+
+# Waking a second thread costs more than so many bytes of weights.
+_SMALL = 2**17
+_EMPTY_HALVES, _EMPTY_FLOATS = np.empty((0, 0), np.uint16), np.empty((0, 0), np.float32)
+
+
+@contextmanager
+def parts(nbytes: int, rows: int):
+    """Yield into how many parts to cut ``rows`` that hold ``nbytes``, a part for a thread."""
+    threads = torch.get_num_threads()
+    count = 1 if nbytes < _SMALL else max(1, min(threads, numba.config.NUMBA_NUM_THREADS, rows))
+    with at_most(count):
+        yield count
+
+
+def float_rows(x: Tensor, columns: int) -> np.ndarray:
+    """x [..., columns] as float32 [tokens, columns], contiguous."""
+    return x.detach().reshape(-1, columns).to(torch.float32).contiguous().numpy()
+
+
+def fours(tokens: int) -> int:
+    """Several tokens are taken four at a time: how many that makes, empty ones counted."""
+    return tokens if tokens < 2 else -(-tokens // 4) * 4
+
+
+def scale_arrays(scale: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """A scale [out, groups] as (float16 bits, nothing) or (nothing, float32)."""
+    if scale.dtype == torch.float16:
+        return scale.view(torch.uint16).numpy(), _EMPTY_FLOATS
+    return _EMPTY_HALVES, scale.numpy()
+
+
+@compiled
+def arrange(rows, order, out):
+    """out[t, s] = rows[t, order[s]], or 0 where order[s] is -1."""
+    for token in range(rows.shape[0]):
+        for slot in range(order.shape[0]):
+            column = order[slot]
+            out[token, slot] = rows[token, column] if column >= 0 else np.float32(0)
+
+
+_SHIFT, _LOW, _TOP = np.int32(13), np.int32(0x7FFF), np.int32(0x8000)
+_SIXTEEN, _TO_FLOAT = np.int32(16), np.float32(2.0**112)
+
+
+@inlined
+def widen(scale16, scale32, row, out):
+    """out[g] = the scale of group g of ``row``, float32, whichever of the arrays holds it."""
+    groups = out.shape[0]
+    if scale32.shape[0] > 0:
+        for group in range(groups):
+            out[group] = scale32[row, group]
+        return
+    halves, done = scale16[row], 0
+    while done + LANES <= groups:
+        half = load_halves(halves, done)
+        # The product moves the exponent, and makes a normal number of a subnormal one.
+        value = as_floats((half & splat(_LOW)) << splat(_SHIFT)) * splat(_TO_FLOAT)
+        # Scales are positive as a rule, but nothing says so.
+        sign = (half & splat(_TOP)) << splat(_SIXTEEN)
+        store(out, done, as_floats(bits_of(value) | sign))
+        done += LANES
+    for group in range(done, groups):
+        out[group] = wide(halves[group])
+
+
+@inlined
+def half_at(bytes_, place):
+    """The float16 whose two bytes begin at ``place``, as float32."""
+    if HAS_HALF:
+        return half_bits(bytes_, place)
+    return from_half(bytes_[place], bytes_[place + 1])

@@ -1,0 +1,102 @@
+"""Activations to int8 on a CPU, a scale for each token: to the bit what `reference.tokens` gives.
+
+Adding 1.5 * 2^23 to a small float32 leaves no room for a fraction: it is rounded, half to even, and
+the integer stands in the low bits of the sum.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from labkit.core.errors import NonFiniteError
+from labkit.kernels.cpu.parallel import compiled, float_rows, parts, shared
+from labkit.quantize.lanes import (
+    LANES,
+    absolute,
+    any_lane,
+    bits_of,
+    load,
+    select,
+    splat,
+    store,
+    store_bytes,
+)
+
+_ROUND = np.float32(1.5 * 2**23)
+_ROUND_BITS = np.int32(_ROUND.view(np.int32))
+_ZERO, _REACH = np.float32(0), np.float32(127)
+_LARGEST, _SMALLEST = np.finfo(np.float32).max, np.finfo(np.float32).tiny
+
+
+def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x [..., features] -> codes int8 [tokens, features], scale float32 [tokens, 1].
+
+    Raises NonFiniteError for NaN or infinity.
+    """
+    codes, scale = quantize_rows(float_rows(x, x.shape[-1]))
+    return torch.from_numpy(codes), torch.from_numpy(scale).reshape(-1, 1)
+
+
+def quantize_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """float32 [tokens, features] -> codes int8 of its shape, scale float32 [tokens]."""
+    codes = np.empty(rows.shape, np.int8)
+    scale = np.empty(len(rows), np.float32)
+    with parts(rows.nbytes, max(1, len(rows))) as count:
+        finite = _quantize(rows, count, codes.view(np.uint8), scale)
+    if not finite:
+        bad = int(np.argmin(np.isfinite(rows).all(axis=1)))
+        raise NonFiniteError(
+            f"token {bad} holds NaN or infinity", "activations", "Find out where it comes from."
+        )
+    return codes, scale
+
+
+@compiled
+def _reach(row):
+    """The largest magnitude of a row; infinity if one is infinite or NaN."""
+    largest, done = splat(_ZERO), 0
+    wrong = largest > largest
+    while done + LANES <= row.shape[0]:
+        x = absolute(load(row, done))
+        largest = select(x > largest, x, largest)
+        wrong = wrong | (select(x <= splat(_LARGEST), splat(_ZERO), splat(_REACH)) > splat(_ZERO))
+        done += LANES
+    found = np.empty(LANES, np.float32)
+    store(found, 0, largest)
+    most = np.float32(np.inf) if any_lane(wrong) else np.max(found)
+    for place in range(done, row.shape[0]):
+        x = np.abs(row[place])
+        most = x if x > most else most
+        most = most if x <= _LARGEST else np.float32(np.inf)
+    return most
+
+
+@compiled
+def _codes(row, scale, out):
+    """out = round(row / scale), as bytes."""
+    done = 0
+    while done + LANES <= row.shape[0]:
+        rounded = load(row, done) / splat(scale) + splat(_ROUND)
+        store_bytes(out, done, bits_of(rounded) - splat(_ROUND_BITS))
+        done += LANES
+    for place in range(done, row.shape[0]):
+        rounded = np.float32(row[place] / scale + _ROUND)
+        out[place] = np.uint8((rounded.view(np.int32) - _ROUND_BITS) & 255)
+
+
+@shared
+def _quantize(rows, count, codes, scale):
+    tokens, bad = rows.shape[0], 0
+    for part in numba.prange(count):
+        for token in range(part * tokens // count, (part + 1) * tokens // count):
+            most = _reach(rows[token])
+            if most > _LARGEST:
+                bad += 1
+            else:
+                step = np.float32(1) if most == 0 else max(np.float32(most / _REACH), _SMALLEST)
+                scale[token] = step
+                _codes(rows[token], step, codes[token])
+    return bad == 0

@@ -1,0 +1,174 @@
+"""What kernels need beside `labkit.quantize.lanes`: look-ups, integer dot products, sums of lanes.
+
+Two instructions matter here, and a compiler finds neither by itself:
+
+    VPERMPS      sixteen look-ups in a table of sixteen floats: a 4-bit code becomes a weight
+    VPDPBUSD     64 products of bytes, unsigned times signed, summed by fours into 16 int32
+
+Where the processor lacks them the same intrinsics write plain vector code. Integers are exact and
+a look-up does not round, so the results are the same bits; only `multiply_add` may round twice
+where there is no fused instruction.
+"""
+
+from __future__ import annotations
+
+import llvmlite.binding as llvm
+import numba
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from labkit.quantize.lanes import FLOATS, INTS, LANES
+
+_FLOAT, _INT, _BYTE = ir.FloatType(), ir.IntType(32), ir.IntType(8)
+_FLOATS_IR = ir.VectorType(_FLOAT, LANES)
+_INTS_IR = ir.VectorType(_INT, LANES)
+
+
+def _has(feature: str) -> bool:
+    # Someone who compiles for another processor (NUMBA_CPU_FEATURES) means that one.
+    chosen = numba.config.CPU_FEATURES
+    if chosen is not None:
+        return f"+{feature}" in chosen.split(",")
+    return bool(llvm.get_host_cpu_features().get(feature, False))
+
+
+HAS_PERMUTE = _has("avx512f")
+HAS_BYTE_DOT = _has("avx512vnni")
+HAS_HALF = _has("f16c")
+
+
+def _constant(number: int) -> ir.Constant:
+    return ir.Constant(_INTS_IR, [number] * LANES)
+
+
+def _call(builder, name, result, arguments):
+    shape = ir.FunctionType(result, [value.type for value in arguments])
+    return builder.call(cgutils.get_or_insert_function(builder.module, shape, name), arguments)
+
+
+@intrinsic
+def quarters(typing_context, a, b, c, d):
+    """Four int32, each in four lanes of its own."""
+
+    def generate(context, builder, signature, arguments):
+        four = ir.Constant(ir.VectorType(_INT, 4), ir.Undefined)
+        for lane, value in enumerate(arguments):
+            four = builder.insert_element(four, value, _INT(lane))
+        lanes = ir.Constant(_INTS_IR, [lane // 4 for lane in range(LANES)])
+        return builder.shuffle_vector(four, four, lanes)
+
+    return INTS(types.int32, types.int32, types.int32, types.int32), generate
+
+
+@intrinsic
+def look_up(typing_context, table, index):
+    """table[index % 16] for each lane; the table is sixteen lanes itself."""
+
+    def generate(context, builder, signature, arguments):
+        if HAS_PERMUTE:
+            return _call(builder, "llvm.x86.avx512.permvar.sf.512", _FLOATS_IR, arguments)
+        levels, places = arguments[0], builder.and_(arguments[1], _constant(15))
+        found = ir.Constant(_FLOATS_IR, ir.Undefined)
+        for lane in range(LANES):
+            level = builder.extract_element(levels, builder.extract_element(places, _INT(lane)))
+            found = builder.insert_element(found, level, _INT(lane))
+        return found
+
+    return FLOATS(FLOATS, INTS), generate
+
+
+@intrinsic
+def multiply_add(typing_context, x, y, total):
+    """x * y + total, rounded once where the processor can."""
+
+    def generate(context, builder, signature, arguments):
+        return _call(builder, f"llvm.fmuladd.v{LANES}f32", _FLOATS_IR, arguments)
+
+    return FLOATS(FLOATS, FLOATS, FLOATS), generate
+
+
+@intrinsic
+def byte_dot(typing_context, total, unsigned, signed):
+    """total + the sum over each lane's four bytes of unsigned byte * signed byte, modulo 2^32."""
+
+    def generate(context, builder, signature, arguments):
+        total, left, right = arguments
+        if HAS_BYTE_DOT:
+            return _call(builder, "llvm.x86.avx512.vpdpbusd.512", _INTS_IR, arguments)
+        for byte in range(4):
+            one = builder.and_(builder.lshr(left, _constant(8 * byte)), _constant(255))
+            top = builder.shl(right, _constant(24 - 8 * byte))
+            other = builder.ashr(top, _constant(24))
+            total = builder.add(total, builder.mul(one, other))
+        return total
+
+    return INTS(INTS, INTS, INTS), generate
+
+
+def _split(first: int, period: int, meaning: str):
+    """An intrinsic (below, above): ``below`` in the first lanes of every period, else ``above``."""
+
+    def typed(typing_context, below, above):
+        def generate(context, builder, signature, arguments):
+            mask = [lane if lane % period < first else lane + LANES for lane in range(LANES)]
+            return builder.shuffle_vector(*arguments, ir.Constant(_INTS_IR, mask))
+
+        return FLOATS(FLOATS, FLOATS), generate
+
+    typed.__doc__ = meaning
+    return typed
+
+
+halves = intrinsic(_split(8, 16, "Lanes 0 to 7 of the first, lanes 8 to 15 of the second."))
+in_fours = intrinsic(_split(4, 8, "Four lanes of the first, four of the second, and again."))
+
+
+@intrinsic
+def multiply_ints(typing_context, x, y):
+    """x * y, modulo 2^32."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.mul(*arguments)
+
+    return INTS(INTS, INTS), generate
+
+
+@intrinsic
+def as_floats(typing_context, bits):
+    """The float32 that have these bits."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], _FLOATS_IR)
+
+    return FLOATS(INTS), generate
+
+
+def _fold(builder, vector, add):
+    """Lane l + 8 to lane l, then 4, 2, 1: the same order everywhere."""
+    width = LANES // 2
+    while width:
+        places = ir.Constant(_INTS_IR, [(lane + width) % LANES for lane in range(LANES)])
+        vector = add(vector, builder.shuffle_vector(vector, vector, places))
+        width //= 2
+    return builder.extract_element(vector, _INT(0))
+
+
+@intrinsic
+def total(typing_context, value):
+    """The sum of sixteen float32 lanes."""
+
+    def generate(context, builder, signature, arguments):
+        return _fold(builder, arguments[0], builder.fadd)
+
+    return types.float32(FLOATS), generate
+
+
+@intrinsic
+def total_ints(typing_context, value):
+    """The sum of sixteen int32 lanes, modulo 2^32."""
+
+    def generate(context, builder, signature, arguments):
+        return _fold(builder, arguments[0], builder.add)
+
+    return types.int32(INTS), generate

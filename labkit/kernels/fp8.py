@@ -1,0 +1,35 @@
+"""Products with a weight in 8-bit floating point (E4M3)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from labkit.core.float8_tensor import Float8Tensor
+from labkit.kernels import checks, choose
+
+
+def fp8_linear(
+    x: Tensor,
+    weight: Float8Tensor,
+    bias: Tensor | None = None,
+    *,
+    implementation: choose.Implementation | None = None,
+) -> Tensor:
+    """x @ (codes * scale).T + bias, [..., out] in x's dtype; x is not quantized.
+
+    Args:
+        x: float32, float16 or bfloat16 [..., in].
+        weight: E4M3 codes [out, in], one scale or one for each output.
+        bias: floating point [out].
+
+    Raises:
+        SchemeError: dtypes, devices or an implementation that cannot be.
+        ShapeError: x or bias that do not fit the weight.
+    """
+    where = f"fp8_linear, weight {tuple(weight.shape)}"
+    rows, columns = weight.shape
+    checks.require_activations(x, columns, weight.codes.device, where)
+    checks.require_bias(bias, rows, weight.codes.device, where)
+    kernel = choose.module("fp8", weight.codes.device, implementation)
+    y = kernel.linear(x.detach().reshape(-1, columns), weight)
+    return checks.finish(y, x, rows, bias)

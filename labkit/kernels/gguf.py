@@ -1,0 +1,49 @@
+"""Products with a weight in GGUF blocks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from labkit.core.errors import SchemeError, ShapeError
+from labkit.kernels import checks, choose
+from labkit.quantize.gguf_types import block_type
+
+
+def gguf_linear(
+    x: Tensor,
+    blocks: Tensor,
+    type_name: str,
+    bias: Tensor | None = None,
+    *,
+    implementation: choose.Implementation | None = None,
+) -> Tensor:
+    """x @ weight.T + bias, [..., out] in x's dtype; the weight is read as a GGUF file holds it.
+
+    Args:
+        x: float32, float16 or bfloat16 [..., in].
+        blocks: uint8 [out, bytes of a row], contiguous.
+        type_name: "Q4_K", "Q4_0", "Q8_0", … (`labkit.quantize.gguf_types`).
+        bias: floating point [out].
+
+    Raises:
+        SchemeError: an unknown type, or dtypes, devices or an implementation that cannot be.
+        ShapeError: blocks, x or bias that do not fit each other.
+    """
+    where = f"gguf_linear, {type_name} {tuple(blocks.shape)}"
+    kind = block_type(type_name)
+    checks.require_dtype("blocks", blocks, (torch.uint8,), where)
+    if blocks.ndim != 2 or blocks.shape[1] == 0 or blocks.shape[1] % kind.nbytes:
+        raise ShapeError(
+            f"blocks have shape {tuple(blocks.shape)}",
+            where,
+            f"Expected [out, bytes], a multiple of {kind.nbytes} bytes.",
+        )
+    if not blocks.is_contiguous():
+        raise SchemeError("blocks is not contiguous", where, "Call .contiguous().")
+    rows, columns = len(blocks), blocks.shape[1] // kind.nbytes * kind.weights
+    checks.require_activations(x, columns, blocks.device, where)
+    checks.require_bias(bias, rows, blocks.device, where)
+    kernel = choose.module("gguf", blocks.device, implementation)
+    y = kernel.linear(x.detach().reshape(-1, columns), blocks, type_name)
+    return checks.finish(y, x, rows, bias)

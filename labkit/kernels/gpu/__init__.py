@@ -1,0 +1,1 @@
+"""The kernels of `labkit.kernels` for a GPU: Triton, which is optional (`pip install triton`)."""

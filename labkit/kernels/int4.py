@@ -1,0 +1,46 @@
+"""Products with a 4-bit weight: W4A16 and W4A8."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from labkit.core.errors import SchemeError
+from labkit.kernels import checks, choose
+from labkit.kernels.int4_weight import Int4Weight
+
+_OPERATIONS = {16: "int4", 8: "int4_act8"}
+
+
+def int4_linear(
+    x: Tensor,
+    weight: Int4Weight,
+    bias: Tensor | None = None,
+    *,
+    activation_bits: Literal[16, 8] = 16,
+    implementation: choose.Implementation | None = None,
+) -> Tensor:
+    """x @ weight.T + bias, [..., out], in x's dtype.
+
+    Args:
+        x: float32, float16 or bfloat16 [..., in]; any strides, any number of tokens.
+        bias: floating point [out].
+        activation_bits: 16: x as it is, products in float32 (W4A16). 8: x is rounded to int8 with
+            a scale for each token, and summed in integers (W4A8).
+        implementation: None: by device.
+
+    Raises:
+        SchemeError: dtypes, devices, activation bits or an implementation that cannot be.
+        ShapeError: x or bias that do not fit the weight.
+        NonFiniteError: with 8 activation bits, NaN or infinity in x.
+    """
+    where = f"int4_linear, weight {tuple(weight.shape)}"
+    device = weight.codes.device
+    checks.require_activations(x, weight.in_features, device, where)
+    checks.require_bias(bias, weight.shape[0], device, where)
+    if activation_bits not in _OPERATIONS:
+        raise SchemeError(f"activation_bits is {activation_bits!r}", where, "Choose 16 or 8.")
+    kernel = choose.module(_OPERATIONS[activation_bits], device, implementation)
+    y = kernel.linear(x.detach().reshape(-1, weight.in_features), weight)
+    return checks.finish(y, x, weight.shape[0], bias)
