@@ -75,6 +75,10 @@ class ExerciseError(LabkitError, ValueError):
     """An exercise that does not exist, or that was declared wrongly."""
 
 
+class PoolError(LabkitError, RuntimeError):
+    """A pool of memory has too little left, or was asked for what it does not hold."""
+
+
 class ResumeError(LabkitError, ValueError):
     """A run that was begun with other settings than those it is to go on with."""
 
