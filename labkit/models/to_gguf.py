@@ -56,6 +56,7 @@ def to_gguf(
     *,
     pure: bool = False,
     force: bool = False,
+    vocabulary: bool = True,
     progress: Progress | None = None,
 ) -> Conversion:
     """Write the model as `out`; what was chosen for each tensor, and why, is returned.
@@ -68,6 +69,7 @@ def to_gguf(
         importance: an importance matrix, or the file of one.
         pure: the mix's own type for every matrix.
         force: replace a file that is there.
+        vocabulary: False leaves the vocabulary out, and a folder needs no tokenizer's files.
         progress: called after each tensor with its name, the tensors done and their number.
 
     Raises:
@@ -80,7 +82,7 @@ def to_gguf(
         StorageError: the disk is full, or the place is closed to us.
     """
     mix = file_type(type_name)
-    weights, tokenizer, title = _open(source)
+    weights, tokenizer, title = _open(source, vocabulary)
     if isinstance(importance, (str, Path)):
         importance = imatrix.read(importance)
     naming = naming_of(weights.config.get("model_type"), weights.where)
@@ -108,16 +110,18 @@ def to_gguf(
 
 
 def _open(
-    source: Path | str | tuple[nn.Module, PreTrainedTokenizerBase | None],
+    source: Path | str | tuple[nn.Module, PreTrainedTokenizerBase | None], vocabulary: bool
 ) -> tuple[Weights, PreTrainedTokenizerBase | None, str]:
     """Weights, tokenizer, and what the model is called."""
     if isinstance(source, tuple):
         model, tokenizer = source
         name = Path(getattr(model.config, "_name_or_path", "") or "").name
-        return ModelWeights(model), tokenizer, name or type(model).__name__
+        used = tokenizer if vocabulary else None
+        return ModelWeights(model), used, name or type(model).__name__
     folder = Path(source)
     weights = FolderWeights(folder)
-    return weights, folder_tokenizer(folder), folder.resolve().name
+    tokenizer = folder_tokenizer(folder) if vocabulary else None
+    return weights, tokenizer, folder.resolve().name
 
 
 def folder_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
