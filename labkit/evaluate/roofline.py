@@ -9,7 +9,6 @@ of a [out, in] weight with one token takes 2 * out * in of them.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ import torch
 
 from labkit.core.errors import SchemeError, ShapeError
 from labkit.core.model_shapes import ModelShape
+from labkit.evaluate.shortest import shortest
 
 PRODUCTS = ("float32", "bfloat16", "int8")
 
@@ -179,7 +179,7 @@ def read_bandwidth(nbytes: int = 2**28, *, rounds: int = 5) -> float:
     if nbytes < STEP:
         raise ShapeError(f"{nbytes} bytes", "read_bandwidth", f"Expected {STEP} or more.")
     table = np.ones(nbytes // STEP * STEP, np.uint8)
-    return table.nbytes / _best(lambda: read(table), rounds)
+    return table.nbytes / shortest([lambda: read(table)], rounds=rounds)
 
 
 def product_rate(kind: str = "float32", size: int = 1024, *, rounds: int = 5) -> float:
@@ -195,7 +195,7 @@ def product_rate(kind: str = "float32", size: int = 1024, *, rounds: int = 5) ->
     _require_positive(size=size)
     if kind not in PRODUCTS:
         raise SchemeError(f"kind {kind!r}", "product_rate", f"There are {', '.join(PRODUCTS)}.")
-    return 2.0 * size**3 / _best(_product(kind, size), rounds)
+    return 2.0 * size**3 / shortest([_product(kind, size)], rounds=rounds)
 
 
 def _product(kind: str, size: int) -> Callable[[], object]:
@@ -211,18 +211,6 @@ def _product(kind: str, size: int) -> Callable[[], object]:
     weight = Int8Weight.from_quantized(rtn.quantize(b, QuantScheme(8)))
     codes, scale = quantize_tokens(a)
     return lambda: int8_linear(codes, scale, weight)
-
-
-def _best(call: Callable[[], object], rounds: int) -> float:
-    """The shortest of several calls, in seconds, after one to warm up."""
-    _require_positive(rounds=rounds)
-    call()
-    found = []
-    for _ in range(rounds):
-        started = time.perf_counter()
-        call()
-        found.append(time.perf_counter() - started)
-    return min(found)
 
 
 def _require_positive(**sizes: int) -> None:
