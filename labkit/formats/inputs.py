@@ -50,18 +50,40 @@ class InputQuantization:
         """
         if x.numel() == 0:
             return x
-        scheme = QuantScheme(8, True, self.granularity, narrow_range=False)
-        if self.scale is not None:
-            scale = self.scale.to(x.device, torch.float32).reshape(())
-        else:
-            low, high = block_range(x, scheme)
-            if self.kind == "int":
-                scale, _ = affine.choose_qparams(low, high, 8, True, narrow_range=False)
-            else:
-                reach = torch.maximum(-low, high).clamp(min=0).to(torch.float32)
-                scale = torch.where(reach == 0, torch.ones_like(reach), reach / FP8_MAX)
+        scale = self._scale(x)
         if self.kind == "int":
-            rounded = affine.fake_quantize(x, scale, 0, scheme.qmin, scheme.qmax)
+            rounded = affine.dequantize(self._integers(x, scale), scale, 0)
         else:
             rounded = to_float8(x.to(torch.float32) / scale).to(torch.float32) * scale
         return rounded.to(x.dtype)
+
+    def codes(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `apply` rounds to, as integers: int8 of x's shape, and a float32 scale [..., 1].
+
+        Raises:
+            NonFiniteError: x holds NaN or infinity.
+            SchemeError: they are not integers.
+        """
+        if self.kind != "int":
+            raise SchemeError("FP8 inputs have no integer codes", remedy="Use apply.")
+        scale = self._scale(x)
+        codes = self._integers(x, scale).to(torch.int8)
+        return codes, scale.expand(*x.shape[:-1], 1).contiguous()
+
+    def _scale(self, x: torch.Tensor) -> torch.Tensor:
+        """float32, one for each token or one: it broadcasts against x."""
+        if self.scale is not None:
+            return self.scale.to(x.device, torch.float32).reshape(())
+        low, high = block_range(x, _scheme(self.granularity))
+        if self.kind == "int":
+            return affine.choose_qparams(low, high, 8, True, narrow_range=False)[0]
+        reach = torch.maximum(-low, high).clamp(min=0).to(torch.float32)
+        return torch.where(reach == 0, torch.ones_like(reach), reach / FP8_MAX)
+
+    def _integers(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        scheme = _scheme(self.granularity)
+        return affine.quantize(x, scale, 0, scheme.qmin, scheme.qmax)
+
+
+def _scheme(granularity: Literal["token", "tensor"]) -> QuantScheme:
+    return QuantScheme(8, True, granularity, narrow_range=False)

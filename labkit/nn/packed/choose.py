@@ -1,0 +1,70 @@
+"""Which form a quantized weight takes in memory."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from labkit.core.codebook import CodebookTensor
+from labkit.core.errors import SchemeError
+from labkit.core.float8_tensor import Float8Tensor
+from labkit.core.quantized import Quantized
+from labkit.core.tensor import QuantizedTensor
+from labkit.kernels import Int4Weight, Int8Weight
+from labkit.kernels.int8_weight import LONGEST
+from labkit.nn.packed.bits import BitsForm
+from labkit.nn.packed.codebook import CodebookForm
+from labkit.nn.packed.float8 import Float8Form
+from labkit.nn.packed.floats import FloatForm
+from labkit.nn.packed.form import Form
+from labkit.nn.packed.gguf import GgufForm
+from labkit.nn.packed.int4 import Int4Form
+from labkit.nn.packed.int8 import Int8Form
+
+Packable = Form | Quantized | Int4Weight | Int8Weight | Tensor | tuple[Tensor, str]
+
+FORMS: dict[str, type[Form]] = {
+    form.kind: form
+    for form in (Int4Form, Int8Form, BitsForm, CodebookForm, Float8Form, GgufForm, FloatForm)
+}
+_WRAPPED = {
+    Int4Weight: Int4Form,
+    Int8Weight: Int8Form,
+    CodebookTensor: CodebookForm,
+    Float8Tensor: Float8Form,
+    Tensor: FloatForm,
+}
+
+
+def form_of(weight: Packable, *, integer_inputs: bool = False) -> Form:
+    """The form of a weight [out, in].
+
+    Args:
+        weight: a quantized weight, a packed one, GGUF blocks with the name of their type, or a
+            matrix of floats.
+        integer_inputs: inputs will be 8-bit integers: symmetric 8-bit weights are laid out for the
+            integer kernel then.
+
+    Raises:
+        SchemeError: a weight of another kind.
+        ShapeError: not a matrix.
+    """
+    if isinstance(weight, Form):
+        return weight
+    if isinstance(weight, tuple):
+        return GgufForm(*weight)
+    for kind, form in _WRAPPED.items():
+        if isinstance(weight, kind):
+            return form(weight)
+    if not isinstance(weight, QuantizedTensor) or weight.scheme.granularity == "token":
+        raise SchemeError(
+            f"a {type(weight).__name__} is no weight that labkit packs",
+            "form_of",
+            "Give a QuantizedTensor, CodebookTensor, Float8Tensor or (blocks, type name).",
+        )
+    scheme = weight.scheme
+    if scheme.bits == 4:
+        return Int4Form.packed(weight)
+    plain = scheme.symmetric and scheme.granularity in ("channel", "tensor")
+    if integer_inputs and scheme.bits == 8 and plain and weight.shape[-1] <= LONGEST:
+        return Int8Form(Int8Weight.from_quantized(weight))
+    return BitsForm.packed(weight)
