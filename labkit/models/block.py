@@ -149,6 +149,17 @@ class Block:
         return [self._forward(call) for call in self.inputs]
 
     @torch.no_grad()
+    def run_last(self) -> list[Tensor]:
+        """As `run`, and each batch of inputs is let go when its outputs are there.
+
+        All hidden states are then in memory once, not twice. Nothing can be run afterwards.
+        """
+        outputs = []
+        while self.inputs:
+            outputs.append(self._forward(self.inputs.pop(0)))
+        return outputs
+
+    @torch.no_grad()
     def collect(self, names: Iterable[str], visit: Callable[[str, Tensor], None]) -> None:
         """Call `visit(name, x)` with what flows into each named module, batch by batch.
 

@@ -143,6 +143,8 @@ class _Walk:
     ) -> tuple[FinishedBlock, list[Tensor] | None]:
         module = self.source.open_block(index)
         calls: list[BlockCall] = [] if captured is None else captured.calls(index, hidden)
+        calibrated = bool(calls)
+        hidden.clear()  # the calls hold them, and let them go when they are not needed any more
         block = Block(
             f"{self.source.prefix}.{index}",
             index,
@@ -154,10 +156,10 @@ class _Walk:
         )
         last = index + 1 == len(self.source.blocks)
         original = self.method.next_inputs == "original"
-        outputs = block.run() if calls and original and not last else None
+        outputs = block.run() if calibrated and original and not last else None
         reports = self.method.quantize_block(block)
-        if calls and not original and not last:
-            outputs = block.run()
+        if calibrated and not original and not last:
+            outputs = block.run_last()
         for number, states in enumerate(outputs or []):
             require_finite(states, f"outputs of {block.name}, calibration batch {number}")
         return _finished(block, reports), outputs

@@ -99,7 +99,10 @@ class _Recorder:
         hidden, args, kwargs = _split(args, kwargs)
         if self.calls and hidden.ndim < self.calls[0].hidden.ndim:
             raise _TuplesWantedError  # the model took "the first of the tuple" from our tensor
-        self.calls.append(BlockCall(hidden.detach().clone(), args, kwargs))
+        # Blocks that do nothing hand on what entered the first: a copy each would hold it as often
+        # as the model has blocks.
+        states = torch.empty(0) if self.calls else hidden.detach().clone()
+        self.calls.append(BlockCall(states, args, kwargs))
         if len(self.calls) == self.blocks:
             raise _AllSeenError
         return (hidden,) if self.tuples else hidden

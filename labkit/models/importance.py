@@ -65,8 +65,9 @@ def importance_matrix(
         module = opened.open_block(index)
         name = f"{opened.prefix}.{index}"
         block = Block(name, index, module, opened.family, captured.calls(index, hidden))
+        hidden.clear()
         with _summing(block) as found:
-            hidden = block.run()
+            hidden = block.run_last()
         opened.close_block(index)
         for linear, squares in found.items():
             full = block.full_name(linear)

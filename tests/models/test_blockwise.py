@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -121,6 +122,25 @@ def test_next_block_sees_quantized_or_original_outputs(next_inputs: str) -> None
     for index, (hidden,) in enumerate(probe.shown):
         torch.testing.assert_close(hidden, states[index], rtol=1e-5, atol=1e-5)
         assert index == 0 or not torch.allclose(hidden, other[index], atol=1e-3)
+
+
+def test_hidden_states_are_in_memory_once() -> None:
+    """While outputs are computed, the inputs that were used are let go."""
+    alive: list[int] = []
+
+    @dataclass(frozen=True)
+    class Counting(Probe):
+        def quantize_block(self, block: Block) -> list[LayerReport]:
+            states = [weakref.ref(call.hidden) for call in block.inputs]
+            reports = Rtn(self.scheme).quantize_block(block)
+            # From here on every forward pass is one of those that make the next block's inputs.
+            block.module.register_forward_hook(
+                lambda *seen: alive.append(sum(state() is not None for state in states))
+            )
+            return reports
+
+    quantize_blockwise(tiny("llama"), Counting(), tokens(8, 16), batch_size=2)
+    assert alive == [4, 3, 2, 1]
 
 
 def test_true_sequential_collects_anew_after_each_group() -> None:

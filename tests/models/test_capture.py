@@ -97,3 +97,19 @@ def test_a_window_that_differs_by_layer_changes_what_enters_the_second_block() -
     without = tiny("gemma2", sliding_window=64)
     assert torch.equal(windows.lm_head.weight, without.lm_head.weight)
     assert not torch.allclose(windows(ids).logits, without(ids).logits, atol=1e-4)
+
+
+def test_what_enters_the_first_block_is_copied_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not once for every block: a 70B has 80 of them."""
+    copies: list[torch.Size] = []
+    clone = torch.Tensor.clone
+
+    def counted(tensor: torch.Tensor, **how: object) -> torch.Tensor:
+        copies.append(tensor.shape)
+        return clone(tensor, **how)
+
+    monkeypatch.setattr(torch.Tensor, "clone", counted)
+    model, ids = OldStyle(6), tokens(4, 5, 10)
+    capture(model, list(model.blocks), ids, 2)
+    # The first batch is read twice: only then is it known that this model takes tuples.
+    assert copies == [torch.Size([2, 5, 4])] * 3

@@ -44,6 +44,16 @@ def test_a_folder_gives_the_bytes_that_the_model_gives(folder: Path, tmp_path: P
             assert np.array_equal(one.raw(name), other.raw(name))
 
 
+def test_without_a_vocabulary_a_folder_needs_no_tokenizer(tmp_path: Path) -> None:
+    model = tiny("llama")
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(ModelError, match="tokenizer"):
+        to_gguf(tmp_path / "model", tmp_path / "no.gguf", "Q8_0")
+    to_gguf(tmp_path / "model", tmp_path / "ids.gguf", "Q8_0", vocabulary=False)
+    with GgufFile(tmp_path / "ids.gguf") as file:
+        assert file.metadata["tokenizer.ggml.model"].value == "none"
+
+
 def test_one_tensor_at_a_time_is_in_memory(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
