@@ -51,7 +51,7 @@ def test_without_a_vocabulary_a_folder_needs_no_tokenizer(tmp_path: Path) -> Non
         to_gguf(tmp_path / "model", tmp_path / "no.gguf", "Q8_0")
     to_gguf(tmp_path / "model", tmp_path / "ids.gguf", "Q8_0", vocabulary=False)
     with GgufFile(tmp_path / "ids.gguf") as file:
-        assert file.metadata["tokenizer.ggml.model"].value == "none"
+        assert file.metadata["tokenizer.ggml.model"] == "none"
 
 
 def test_one_tensor_at_a_time_is_in_memory(
