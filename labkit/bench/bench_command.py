@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -11,99 +12,155 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from labkit.bench import gguf_command, kernels_command
-from labkit.bench.quantizers import SOURCES, compare, set_threads
-from labkit.bench.rows import BenchRow, Effort
-from labkit.core.errors import LabkitError
-from labkit.evaluate.provenance import made_with
+from labkit.bench import harness
+from labkit.bench.harness import AsJson, Chart, Options, Quick, Rounds, Save, Threads
+from labkit.bench.quantizers import SOURCES, compare
+
+RESULTS = Path(__file__).resolve().parents[2] / "data" / "results"
+
+
+@dataclass(frozen=True)
+class Group:
+    """A line of `labkit bench`."""
+
+    what: str
+    beside: str
+
+
+GROUPS = {
+    "quantizers": Group(
+        "GPTQ, AWQ, NF4, HQQ: time and error", "AutoGPTQ, GPTQModel, AutoAWQ, bitsandbytes, hqq"
+    ),
+    "gguf": Group("encoding and decoding every GGUF type", "ggml of llama.cpp"),
+    "kernels": Group(
+        "products with packed weights", "torch, oneDNN, ONNX Runtime, llama.cpp, bitsandbytes"
+    ),
+    "decode": Group("tokens a second of a whole model: prefill, decode", "llama.cpp"),
+    "memory": Group("resident memory of a loaded model", "the bytes of its file"),
+}
 
 app = typer.Typer(help="Ours beside the real libraries, in one run.", add_completion=False)
+_ONLY = typer.Option(help="May be repeated.")
 
 
-app.command("gguf")(gguf_command.gguf)
-app.command("kernels")(kernels_command.kernels)
+@app.callback(invoke_without_command=True)
+def bench(context: typer.Context) -> None:
+    """Ours beside the real libraries, in one run. Without a group: what there is."""
+    if context.invoked_subcommand is None:
+        Console(width=130).print(overview())
 
 
-@app.callback()
-def bench() -> None:
-    """Ours beside the real libraries, in one run."""
+def overview() -> Table:
+    """The groups, and the command that recorded each of them."""
+    found = Table(title="labkit bench GROUP [--quick]")
+    for heading in ("group", "measures", "beside", "recorded by"):
+        found.add_column(heading)
+    for name, group in GROUPS.items():
+        record = RESULTS / f"bench-{name}.json"
+        command = ""
+        if record.is_file():
+            command = json.loads(record.read_text(encoding="utf-8"))["command"]
+        found.add_row(name, group.what, group.beside, command)
+    return found
 
 
 @app.command()
 def quantizers(
-    only: Annotated[
-        list[str] | None, typer.Option(help=f"One of {', '.join(SOURCES)}; may be repeated.")
-    ] = None,
-    quick: Annotated[
-        bool, typer.Option(help="Small problems, one or two rounds: under a minute.")
-    ] = False,
-    rounds: Annotated[int, typer.Option(help="How often each side is timed, in turns.")] = 5,
-    threads: Annotated[int, typer.Option(help="For both sides.")] = 2,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
-    save: Annotated[
-        Path | None, typer.Option(help="Write rows, command and machine to this JSON file.")
-    ] = None,
+    only: Annotated[list[str] | None, _ONLY] = None,
+    quick: Quick = False,
+    rounds: Rounds = 5,
+    threads: Threads = "2",
+    as_json: AsJson = False,
+    save: Save = None,
+    chart: Chart = None,
 ) -> None:
-    """Seconds and output error of our quantizers and of the libraries' own.
+    """Seconds and output error of our quantizers (gptq, awq, nf4) and of the libraries' own.
 
     Peers live in environments of their own: `make card-env`, `make peers`.
     """
-    errors = Console(stderr=True)
-    names = only or list(SOURCES)
-    unknown = [name for name in names if name not in SOURCES]
-    if unknown:
-        errors.print(f"[red]no {', '.join(unknown)}; there are {', '.join(SOURCES)}[/red]")
-        raise typer.Exit(2)
-    effort = Effort(quick, min(rounds, 2) if quick else rounds, threads)
-    set_threads(threads)
-    rows: list[BenchRow] = []
-    try:
-        for result in compare(names, effort):
-            if isinstance(result, BenchRow):
-                rows.append(result)
-                errors.print(f"{result.what}, {result.peer}: {result.ratio:.1f}x")
-            else:
-                errors.print(f"[yellow]{result}[/yellow]")
-    except LabkitError as error:
-        errors.print(f"[red]{error}[/red]")
-        raise typer.Exit(1) from error
-    if as_json:
-        print(json.dumps({"rows": [row.as_dict() for row in rows]}, indent=1))
-    else:
-        Console(width=None if sys.stdout.isatty() else 130).print(table(rows, threads))
-    if save is not None:
-        save.write_text(_record(names, effort, rows), encoding="utf-8")
-        errors.print(f"saved: {save}")
+    from labkit.bench.tables import bench_table
+
+    names = harness.chosen(only, list(SOURCES))
+    words = [] if names == list(SOURCES) else [f"--only {name}" for name in names]
+    options = Options(quick, rounds, threads, as_json, save, chart)
+    rows = lambda effort: compare(names, effort)  # noqa: E731
+    harness.run("quantizers", rows, bench_table, options, words=words)
 
 
-def table(rows: list[BenchRow], threads: int) -> Table:
-    """The rows as they are printed; medians over rounds in which both sides take turns."""
-    found = Table(title=f"Ours beside the libraries, {threads} threads each")
-    for heading in ("what", "peer", "ours s", "peer s", "peer / ours", "our error", "peer error"):
-        found.add_column(heading, justify="left" if heading in ("what", "peer") else "right")
-    found.add_column("note")
-    for row in rows:
-        found.add_row(
-            row.what,
-            row.peer,
-            f"{row.seconds:.3f}",
-            f"{row.peer_seconds:.3f}",
-            f"{row.ratio:.2f}",
-            *("" if error is None else f"{error:.5f}" for error in (row.error, row.peer_error)),
-            row.note,
-        )
-    return found
+@app.command()
+def gguf(
+    only: Annotated[list[str] | None, _ONLY] = None,
+    quick: Quick = False,
+    rounds: Rounds = 5,
+    threads: Threads = "1,2",
+    as_json: AsJson = False,
+    save: Save = None,
+    chart: Chart = None,
+) -> None:
+    """Encode and decode a 4096 x 4096 weight in every GGUF type: ours and ggml's C, in turns."""
+    from labkit.bench import gguf_rows
+    from labkit.bench.tables import gguf_table
+
+    names = [name.upper() for name in only] if only else list(gguf_rows.TYPES)
+    options = Options(quick, rounds, threads, as_json, save, chart)
+    words = [f"--only {name}" for name in only or []]
+    rows = lambda effort: gguf_rows.rows(  # noqa: E731
+        names, 1024 if effort.quick else 4096, effort.rounds, [effort.threads]
+    )
+    harness.run("gguf", rows, gguf_table, options, words=words)
 
 
-def _record(names: list[str], effort: Effort, rows: list[BenchRow]) -> str:
-    """What a results file holds: the rows, and all that it takes to make them again."""
-    words = ["labkit bench quantizers", *(f"--only {name}" for name in names)]
-    if list(SOURCES) == names:
-        words = words[:1]
-    words += ["--quick"] if effort.quick else [f"--rounds {effort.rounds}"]
-    record = {
-        "command": " ".join([*words, f"--threads {effort.threads}"]),
-        "made_with": made_with(),
-        "rows": [row.as_dict() for row in rows],
-    }
-    return json.dumps(record, indent=1) + "\n"
+@app.command()
+def kernels(
+    quick: Quick = False,
+    rounds: Rounds = 5,
+    threads: Threads = "2",
+    as_json: AsJson = False,
+    save: Save = None,
+    chart: Chart = None,
+) -> None:
+    """W4A16, W4A8, W8A8, GGUF, NF4 and FP8 beside torch, ONNX Runtime, llama.cpp, bitsandbytes."""
+    _run("kernels", Options(quick, rounds, threads, as_json, save, chart))
+
+
+@app.command()
+def decode(
+    quick: Quick = False,
+    rounds: Rounds = 5,
+    threads: Threads = "2",
+    as_json: AsJson = False,
+    save: Save = None,
+    chart: Chart = None,
+) -> None:
+    """Tokens a second of a random 1B model, ours and llama.cpp's on the same file."""
+    _run("decode", Options(quick, rounds, threads, as_json, save, chart))
+
+
+@app.command()
+def memory(
+    quick: Quick = False,
+    rounds: Rounds = 1,
+    threads: Threads = "2",
+    as_json: AsJson = False,
+    save: Save = None,
+    chart: Chart = None,
+) -> None:
+    """Resident memory of a model loaded from each format, beside the bytes of its file."""
+    _run("memory", Options(quick, rounds, threads, as_json, save, chart))
+
+
+# The modules whose `rows(effort)` measures a group; one with a `table` prints its own.
+_MODULES = {
+    "kernels": "labkit.bench.kernel_rows",
+    "decode": "labkit.bench.decode_rows",
+    "memory": "labkit.bench.memory_rows",
+}
+
+
+def _run(group: str, options: Options) -> None:
+    from labkit.bench.tables import bench_table
+
+    module = importlib.import_module(_MODULES[group])
+    table = getattr(module, "table", bench_table)
+    means = getattr(module, "RATIO_MEANS", "times as fast as the peer")
+    harness.run(group, lambda effort: module.rows(effort), table, options, ratio_means=means)

@@ -52,18 +52,23 @@ class GgufRow:
     equal: bool
 
     @property
+    def what(self) -> str:
+        """Type, task and threads."""
+        return f"{self.type_name} {self.task}, {self.threads} thread{'s' * (self.threads > 1)}"
+
+    @property
+    def peer(self) -> str:
+        """Whose ggml it is."""
+        return f"ggml of llama-cpp-python {version('llama_cpp_python')}"
+
+    @property
     def ratio(self) -> float:
         """How many times as fast as ggml ours is."""
         return self.peer_seconds / self.seconds
 
     def as_dict(self) -> dict[str, object]:
         """The row for a results file."""
-        return asdict(self) | {"ratio": self.ratio, "peer": peer()}
-
-
-def peer() -> str:
-    """Whose ggml it is."""
-    return f"ggml of llama-cpp-python {version('llama_cpp_python')}"
+        return asdict(self) | {"ratio": self.ratio, "peer": self.peer}
 
 
 def rows(names: list[str], size: int, rounds: int, threads: list[int]) -> Iterator[GgufRow]:

@@ -27,12 +27,3 @@ def compare(names: list[str], effort: Effort) -> Iterator[BenchRow | PeerMissing
             yield from source.rows(effort)
         except PeerMissingError as error:
             yield error
-
-
-def set_threads(count: int) -> None:
-    """Give torch and Numba ``count`` threads each, as the peers get."""
-    import numba
-    import torch
-
-    torch.set_num_threads(count)
-    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from labkit.core.errors import FormatError
-from labkit.evaluate.provenance import made_with
+from labkit.evaluate.record import save
+
+__all__ = ["FOLDER", "load", "save"]
 
 FOLDER = Path(__file__).resolve().parents[2] / "data" / "results"
 
@@ -27,11 +28,3 @@ def load(name: str) -> dict[str, Any]:
         raise FormatError("no record of this study", where=path.name, remedy=remedy) from error
     except json.JSONDecodeError as error:
         raise FormatError(f"not JSON: {error}", where=path.name, remedy=remedy) from error
-
-
-def save(path: Path, command: str, figures: Mapping[str, Any]) -> None:
-    """Write a record, whole or not at all: aside first, then under its name."""
-    record = {"command": command, "made_with": made_with(), **figures}
-    aside = path.with_name(path.name + ".part")
-    aside.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    aside.replace(path)

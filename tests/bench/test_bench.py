@@ -8,8 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from labkit.bench import bench_command, gptq_rows, quantizers
+from labkit.bench.chart import ratio_chart
 from labkit.bench.rows import BenchRow, Effort, alternate
-from labkit.core.errors import PeerMissingError
+from labkit.core.errors import FormatError, PeerMissingError, SchemeError
 
 ROW = BenchRow("GPTQ", "AutoGPTQ", 0.5, 4.0, 0.1, 0.2, rounds=2)
 
@@ -41,12 +42,86 @@ def test_a_missing_peer_is_shown_and_the_others_go_on(two_sources, tmp_path):
     record = json.loads(saved.read_text())
     assert record["command"] == "labkit bench quantizers --quick --threads 1"
     assert record["rows"][0]["ratio"] == 8.0 and "cpu" in record["made_with"]
+    assert record["rows"][0]["threads"] == 1
 
 
 def test_json_and_a_choice(two_sources):
     done = CliRunner().invoke(bench_command.app, ["quantizers", "--only", "fine", "--json"])
     assert '"ratio": 8.0' in done.output
     assert CliRunner().invoke(bench_command.app, ["quantizers", "--only", "x"]).exit_code == 2
+
+
+def test_without_a_group_it_says_what_there_is():
+    done = CliRunner().invoke(bench_command.app, [])
+    assert done.exit_code == 0
+    commands = {command.name or command.callback.__name__ for command in app_commands()}
+    assert commands == set(bench_command.GROUPS)
+    for name in bench_command.GROUPS:
+        assert f" {name} " in done.output
+    assert "labkit bench gguf --rounds 5" in done.output  # the record that is there
+
+
+def app_commands():
+    return bench_command.app.registered_commands
+
+
+@pytest.mark.parametrize("group", bench_command.GROUPS)
+def test_every_group_has_the_same_options(group):
+    help_text = CliRunner().invoke(bench_command.app, [group, "--help"], terminal_width=100).output
+    for option in ("--quick", "--rounds", "--threads", "--json", "--save", "--chart"):
+        assert option in help_text, option
+
+
+def test_options_that_cannot_be_meant(two_sources, tmp_path):
+    for words in (["--threads", "0"], ["--save", str(tmp_path / "no" / "x.json")]):
+        done = CliRunner().invoke(bench_command.app, ["quantizers", "--only", "fine", *words])
+        assert done.exit_code == 2, words
+
+
+def test_two_numbers_of_threads_and_a_chart(two_sources, tmp_path):
+    import numba
+    import torch
+
+    before = torch.get_num_threads(), numba.get_num_threads()
+    chart, saved = tmp_path / "chart.png", tmp_path / "bench.json"
+    words = ["--threads", "1,2", "--chart", str(chart), "--save", str(saved), "--only", "fine"]
+    try:
+        done = CliRunner().invoke(bench_command.app, ["quantizers", *words])
+    finally:
+        torch.set_num_threads(before[0])
+        numba.set_num_threads(before[1])
+    assert done.exit_code == 0, done.output
+    assert "1 thread each" in done.output and "2 threads each" in done.output
+    assert chart.read_bytes().startswith(b"\x89PNG")
+    record = json.loads(saved.read_text())
+    assert record["command"] == "labkit bench quantizers --only fine --rounds 5 --threads 1,2"
+    assert [row["threads"] for row in record["rows"]] == [1, 2]
+
+
+def test_a_group_that_fails_says_why(two_sources, monkeypatch, tmp_path):
+    def compare(names, effort):
+        raise SchemeError("no such grid")
+        yield
+
+    monkeypatch.setattr(bench_command, "compare", compare)
+    saved = tmp_path / "bench.json"
+    done = CliRunner().invoke(bench_command.app, ["quantizers", "--save", str(saved)])
+    assert done.exit_code == 1 and "no such grid" in done.output
+    assert not saved.exists()
+
+
+def test_bars_say_which_side_is_ahead():
+    rows = [ROW, BenchRow("NF4", "bitsandbytes", 2.0, 1.0, None, None, rounds=1)]
+    axes = ratio_chart(rows, "quantizers", "times as fast").axes[0]
+    assert [round(bar.get_x() + bar.get_width(), 6) for bar in axes.patches] == [8.0, 0.5]
+    colours = [bar.get_facecolor() for bar in axes.patches]
+    assert colours[0] != colours[1]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        "GPTQ  |  AutoGPTQ",
+        "NF4  |  bitsandbytes",
+    ]
+    with pytest.raises(FormatError, match="no rows"):
+        ratio_chart([], "quantizers", "times as fast")
 
 
 def test_both_sides_take_turns():
