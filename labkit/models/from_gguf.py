@@ -25,7 +25,7 @@ from labkit.models.skeleton import Skeleton
 Progress = Callable[[str, int, int], None]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Tensors that stand for settings: config.json says what they say.
-_SETTINGS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+SETTINGS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
 
 def from_gguf(
@@ -54,10 +54,10 @@ def from_gguf(
         raise ModelError(f"no dtype {dtype!r}", remedy=f"Choose from {', '.join(DTYPES)}.")
     with GgufFile(path) as file, folder_aside(Path(out), overwrite=overwrite) as aside:
         naming = naming_for(file.metadata.get("general.architecture"), str(path))
-        config = _config(file, naming) | {"torch_dtype": dtype}
+        config = config_from(file, naming) | {"torch_dtype": dtype}
         tensors = _converted(file, naming, config, DTYPES[dtype], progress)
         write_shards(aside, tensors, shard_bytes)
-        _write_tokenizer(file, aside)
+        write_tokenizer(file, aside)
         write_json(aside / "config.json", config)
         _require_fitting(aside, str(path))
 
@@ -69,10 +69,11 @@ def weights_of(path: Path | str) -> Iterator[tuple[str, torch.Tensor]]:
     """
     with GgufFile(path) as file:
         naming = naming_for(file.metadata.get("general.architecture"), str(path))
-        yield from _converted(file, naming, _config(file, naming), torch.float32, None)
+        yield from _converted(file, naming, config_from(file, naming), torch.float32, None)
 
 
-def _config(file: GgufFile, naming: Naming) -> dict[str, Any]:
+def config_from(file: GgufFile, naming: Naming) -> dict[str, Any]:
+    """What config.json says of the model in ``file``. Raises as `from_gguf`."""
     shapes = {name: info.shape for name, info in file.tensors.items()}
     source = Source(file.metadata, shapes, naming.architecture, str(file.path), file.read)
     ids = {
@@ -89,11 +90,11 @@ def _converted(
     dtype: torch.dtype,
     progress: Progress | None,
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    names = [name for name in file.tensors if name not in _SETTINGS]
+    names = [name for name in file.tensors if name not in SETTINGS]
     for done, name in enumerate(names, start=1):
         theirs = naming.to_hugging_face(name)
         try:
-            weights = _undone(file.read(name), naming.change(name), config)
+            weights = undone(file.read(name), naming.change(name), config)
         except LabkitError as error:
             error.add_note(f"in tensor {name}")
             raise
@@ -102,7 +103,7 @@ def _converted(
             progress(name, done, len(names))
 
 
-def _undone(weights: np.ndarray, change: Change, config: dict[str, Any]) -> np.ndarray:
+def undone(weights: np.ndarray, change: Change, config: dict[str, Any]) -> np.ndarray:
     """The tensor as Hugging Face keeps it: float32, C-contiguous."""
     if change == "transpose":
         return np.ascontiguousarray(weights.T)
@@ -113,7 +114,8 @@ def _undone(weights: np.ndarray, change: Change, config: dict[str, Any]) -> np.n
     return weights if order is None else weights[inverse(order)]
 
 
-def _write_tokenizer(file: GgufFile, folder: Path) -> None:
+def write_tokenizer(file: GgufFile, folder: Path) -> None:
+    """The file's vocabulary as a tokenizer's files; nothing if it has none."""
     if file.metadata.get("tokenizer.ggml.model") in ("none", "no_vocab", None):
         return
     from labkit.formats.gguf.tokenizer_reading import tokenizer_from

@@ -80,19 +80,20 @@ def model_from(checkpoint: Checkpoint) -> PreTrainedModel:
     """
     from transformers import AutoModelForCausalLM
 
-    config = _config_of(checkpoint)
+    config = config_of(checkpoint)
     # First without memory: a config that claims 10^6 x 10^6 costs nothing before it is refused.
     with torch.device("meta"):
-        skeleton = _built(AutoModelForCausalLM, config)
+        skeleton = built(AutoModelForCausalLM, config)
     _require_fit(skeleton, checkpoint)
-    model = _built(AutoModelForCausalLM, config).to(torch.float32)
+    model = built(AutoModelForCausalLM, config).to(torch.float32)
     _fill(model, checkpoint)
     for name, quantization in checkpoint.inputs.items():
         model.get_submodule(name).register_forward_pre_hook(_rounding(quantization))
     return model.eval()
 
 
-def _config_of(checkpoint: Checkpoint) -> Any:
+def config_of(checkpoint: Checkpoint) -> Any:
+    """The transformers config of a checkpoint. Raises FormatError for one that cannot be."""
     from transformers import AutoConfig
 
     fields = {key: value for key, value in checkpoint.config.items() if key != QUANTIZATION}
@@ -124,7 +125,8 @@ def _require_depth(layers: int, checkpoint: Checkpoint) -> None:
         )
 
 
-def _built(factory: Any, config: Any) -> PreTrainedModel:
+def built(factory: Any, config: Any) -> PreTrainedModel:
+    """A model with random weights. Raises FormatError for a config that none can be made from."""
     try:
         return factory.from_config(config)
     except _built_errors() as error:
@@ -146,26 +148,26 @@ def _require_fit(model: nn.Module, checkpoint: Checkpoint) -> None:
     offered = {f"{name}.weight" for name in checkpoint.layers}
     for name in checkpoint.layers:
         if not isinstance(getattr(modules.get(name), "weight", None), torch.Tensor):
-            raise _misfit(f"layer {name!r} is not in a {type(model).__name__}")
+            raise misfit(f"layer {name!r} is not in a {type(model).__name__}")
         shape = tuple(weight_matrix(modules[name]).shape)
         if tuple(checkpoint.layers[name].shape) != shape:
             found = tuple(checkpoint.layers[name].shape)
-            raise _misfit(f"layer {name!r} is {found}, by config.json {shape}")
+            raise misfit(f"layer {name!r} is {found}, by config.json {shape}")
     for name in checkpoint.tensors:
-        if name not in wanted and _says_nothing(name, checkpoint):
+        if name not in wanted and says_nothing(name, checkpoint):
             continue
         offered.add(name)
         if name not in wanted:
-            raise _misfit(f"tensor {name!r} belongs nowhere in a {type(model).__name__}")
+            raise misfit(f"tensor {name!r} belongs nowhere in a {type(model).__name__}")
         shape = tuple(checkpoint.tensors[name].shape)
         if shape != wanted[name]:
-            raise _misfit(f"tensor {name!r} is {shape}, by config.json {wanted[name]}")
-    missing = sorted(set(wanted) - offered - _tied(model))
+            raise misfit(f"tensor {name!r} is {shape}, by config.json {wanted[name]}")
+    missing = sorted(set(wanted) - offered - tied_head(model))
     if missing:
-        raise _misfit(f"no tensor for {missing[0]!r}, and {len(missing) - 1} others")
+        raise misfit(f"no tensor for {missing[0]!r}, and {len(missing) - 1} others")
 
 
-def _says_nothing(name: str, checkpoint: Checkpoint) -> bool:
+def says_nothing(name: str, checkpoint: Checkpoint) -> bool:
     """Left over, but harmless: what models compute, and AutoGPTQ's biases of 0 for every layer."""
     if name.endswith(_COMPUTED):
         return True
@@ -173,15 +175,16 @@ def _says_nothing(name: str, checkpoint: Checkpoint) -> bool:
     return unbiased and not bool(checkpoint.tensors[name].any())
 
 
-def _tied(model: nn.Module) -> set[str]:
-    """Parameters that are another one of the model: the head of most small models."""
+def tied_head(model: nn.Module) -> set[str]:
+    """The names of the parameter that is another one of the model: the head of most small ones."""
     if not getattr(model.config, "tie_word_embeddings", False):
         return set()
     head = model.get_output_embeddings()
     return {f"{name}.weight" for name, module in model.named_modules() if module is head}
 
 
-def _misfit(what: str) -> FormatError:
+def misfit(what: str) -> FormatError:
+    """config.json says one thing, and the tensors another."""
     return FormatError(
         what, remedy="config.json and the weights do not belong together; fetch both again."
     )

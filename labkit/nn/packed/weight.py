@@ -74,12 +74,12 @@ class PackedWeight(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedWeight:
         # As bytes they are no floats, so a cast has nothing to convert.
         for name, part in self.named_buffers(recurse=False):
-            moved = fn(part.view(torch.uint8))
+            moved = fn(part.reshape(-1).view(torch.uint8))
             if moved.dtype != torch.uint8:
                 raise SchemeError(
                     f"packed bytes cannot become {moved.dtype}", name, "Cast with .to(dtype)."
                 )
-            self._buffers[name] = moved.view(part.dtype)
+            self._buffers[name] = moved.view(part.dtype).reshape(part.shape)
         self._form = None
         return self
 
