@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+BENCHES = ("quantizers",)
 STUDIES = ("qat", "torchao", "qlora", "images", "encoder")
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "data" / "results"
@@ -49,21 +50,25 @@ def times_block() -> str:
     return "\n".join([*lines, "", f"Measured on {result['machine']}."])
 
 
-def quantizers_block() -> str:
-    """Ours beside the libraries: seconds, their ratio, the errors of both."""
-    result = _read("bench-quantizers.json")
-    lines = ["| what | beside | ours | theirs | times as fast | our error | theirs |"]
-    lines.append("|---|---|---|---|---|---|---|")
-    for row in result["rows"]:
+def bench_block(group: str) -> str:
+    """Ours beside the libraries: times, their ratio, the errors of both."""
+    result = _read(f"bench-{group}.json")
+    rows = result["rows"]
+    # A note that several rows share is said once, with the first of them; notes that differ from
+    # row to row have a column.
+    notes = {row["note"]: row["what"].split(",")[0] for row in reversed(rows)}
+    column = len(notes) > len(rows) / 2
+    heads = ["what", "beside", "ours", "theirs", "times as fast", "our error", "theirs"]
+    heads += ["note"] * column
+    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    for row in rows:
         cells = [row["what"], row["peer"], _seconds(row["seconds"]), _seconds(row["peer_seconds"])]
-        cells += [f"{row['ratio']:.1f}", f"{row['error']:.4f}", f"{row['peer_error']:.4f}"]
-        lines.append(f"| {' | '.join(cells)} |")
+        cells += [f"{row['ratio']:.1f}", _error(row["error"]), _error(row["peer_error"])]
+        lines.append(f"| {' | '.join(cells + [row['note']] * column)} |")
     made = result["made_with"]
-    # A note that several rows share is said once, with the first of them.
-    notes = {row["note"]: row["what"].split(",")[0] for row in reversed(result["rows"])}
-    said = [f"- {what}: {note}." for note, what in reversed(notes.items()) if note]
+    below = [f"- {what}: {note}." for note, what in reversed(notes.items()) if note and not column]
     source = f"`{result['command']}`, {made['cpu']}, torch {made['torch']}."
-    return "\n".join([*lines, "", *said, "", source])
+    return "\n".join([*lines, "", *below, "", source])
 
 
 def gguf_block() -> str:
@@ -104,6 +109,12 @@ def study_block(name: str) -> str:
     return f"{table}\n\n{source}"
 
 
+def _error(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4f}" if value >= 1e-3 else f"{value:.0e}"
+
+
 def _seconds(value: float) -> str:
     return f"{value:.2f} s" if value >= 0.1 else f"{value * 1e3:.3g} ms"
 
@@ -111,7 +122,7 @@ def _seconds(value: float) -> str:
 BLOCKS = {
     "score": score_block,
     "times": times_block,
-    "quantizers": quantizers_block,
+    **{name: partial(bench_block, name) for name in BENCHES},
     "gguf": gguf_block,
     **{f"study-{name}": partial(study_block, name) for name in STUDIES},
 }

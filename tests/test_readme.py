@@ -3,14 +3,32 @@
 import json
 import re
 
+from labkit import readme
 from labkit.cli import COMMANDS
-from labkit.readme import RESULTS, ROOT, filled
+from labkit.readme import RESULTS, ROOT, bench_block, filled
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_figures_come_from_the_results():
     assert filled(TEXT) == TEXT
+
+
+def test_notes_that_differ_have_a_column(monkeypatch, tmp_path):
+    row = {"what": "W4A16, 1 token", "peer": "torch", "seconds": 0.001, "peer_seconds": 0.002}
+    row |= {"ratio": 2.0, "error": 1e-7, "peer_error": None}
+    made = {"command": "labkit bench x", "made_with": {"cpu": "a CPU", "torch": "2"}}
+
+    def block(*notes: str) -> list[str]:
+        record = made | {"rows": [row | {"note": note} for note in notes]}
+        (tmp_path / "bench-x.json").write_text(json.dumps(record))
+        return bench_block("x").splitlines()
+
+    monkeypatch.setattr(readme, "RESULTS", tmp_path)
+    lines = block("8.0 GB/s", "9.0 GB/s")
+    assert lines[2] == "| W4A16, 1 token | torch | 1 ms | 2 ms | 2.0 | 1e-07 |  | 8.0 GB/s |"
+    lines = block("patched", "patched", "patched")
+    assert lines[2].endswith("| 1e-07 |  |") and "- W4A16: patched." in lines
 
 
 def test_links_lead_somewhere():

@@ -162,6 +162,19 @@ def test_extrapolation_and_the_table():
     assert "120.0, 220.0, 320.0" in text and "13.5 GB" in text
 
 
+@pytest.mark.slow
+@on_linux
+def test_the_quick_study_from_end_to_end(tmp_path):
+    figures = scale.run(True, lambda text: None, work=tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert len(figures["gptq"]["blocks"]) == 3
+    assert len([p for p in figures["gguf"]["parts"] if p["part"].startswith("blk.")]) == 4
+    # A model of 30 MB: Python and its libraries, and hardly anything more.
+    assert max(figures[kind]["peak_bytes"] for kind in ("gptq", "gguf")) < 2e9
+    assert figures["gguf"]["types"].keys() == {"F32", "Q4_K", "Q6_K"}
+    assert "| GGUF, Q4_K_M | 4 |" in scale.readme_block(figures)
+
+
 def test_too_little_room_is_said_before_anything_is_written(tmp_path):
     with pytest.raises(StorageError, match="--layers"):
         scale_checkpoint.require_room(tmp_path, 10**18)
