@@ -37,6 +37,7 @@ CHAPTERS = (
     Chapter("06_awq", 90, "Which weights matter, and who decides?"),
     Chapter("07_gguf", 90, "What is in the file on your laptop?"),
     Chapter("08_qat", 110, "What can training fix that rounding cannot?"),
+    Chapter("09_kernels", 100, "Why is 4-bit faster, and when is it not?"),
 )
 
 PROJECTS = (

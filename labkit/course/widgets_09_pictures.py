@@ -26,13 +26,18 @@ def roofline(
     points: Mapping[str, tuple[float, float]],
     ends: tuple[float, float] = (0.25, 2048),
 ) -> Figure:
-    """Roofs as lines, and work as points (operations per byte, operations a second)."""
+    """Roofs as lines, and work as points (operations per byte, operations a second).
+
+    A point's name is "what, format": what it is gives the marker, the format its colour.
+    """
     fig, ax = figures.new(size=(7.6, 4.2))
     for (name, roof), line in zip(roofs.items(), ("-", "--", ":"), strict=False):
         draw_roof(ax, roof, name, ends, color="black", linestyle=line, linewidth=1.4)
-    for place, (name, (intensity, rate)) in enumerate(points.items()):
-        colour = figures.PALETTE[place % 6]
-        ax.plot(intensity, rate / 1e9, "osD^vP"[place % 6], color=colour, markersize=8, label=name)
+    pairs = [name.split(", ") for name in points]
+    kinds, formats = (list(dict.fromkeys(column)) for column in zip(*pairs, strict=True))
+    for (kind, format_), (name, (intensity, rate)) in zip(pairs, points.items(), strict=True):
+        marker, colour = "os^"[kinds.index(kind)], figures.PALETTE[formats.index(format_)]
+        ax.plot(intensity, rate / 1e9, marker, color=colour, markersize=8, label=name)
     ax.set(xscale="log", yscale="log", xlim=ends, xlabel="operations per byte",
            ylabel="billion operations a second")  # fmt: skip
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=9)

@@ -154,23 +154,22 @@ def crossing_tokens(roof: Roof, bits: float, wide_bits: float, unpack_seconds: f
     return max(0.0, (wide_bits / 8 / roof.bandwidth - unpack_seconds) * roof.peak / 2)
 
 
-def measure_roof(kind: str = "float32", *, rounds: int = 5) -> Roof:
+def measure_roof(kind: str = "float32", *, seconds: float = 0.5) -> Roof:
     """This machine's CPU, with torch's number of threads: `read_bandwidth` and `product_rate`."""
-    return Roof(read_bandwidth(rounds=rounds), product_rate(kind, rounds=rounds))
+    return Roof(read_bandwidth(seconds=seconds), product_rate(kind, seconds=seconds))
 
 
-def read_bandwidth(nbytes: int = 2**28, *, rounds: int = 5) -> float:
+def read_bandwidth(nbytes: int = 2**28, *, seconds: float = 0.5) -> float:
     """Bytes a second that a vectorised read on torch's number of threads gets from memory.
 
     Args:
         nbytes: how many are read, at least 512. Several times the last cache, or it is the cache
             that is measured.
-
-    Returns:
-        The best of ``rounds``: whatever else the machine does can only take bandwidth away.
+        seconds: how long to go on. The best reading counts: whatever else the machine does can
+            only take bandwidth away.
 
     Raises:
-        ShapeError: less than 512 bytes, or no round.
+        ShapeError: less than 512 bytes.
     """
     import numpy as np
 
@@ -179,23 +178,23 @@ def read_bandwidth(nbytes: int = 2**28, *, rounds: int = 5) -> float:
     if nbytes < STEP:
         raise ShapeError(f"{nbytes} bytes", "read_bandwidth", f"Expected {STEP} or more.")
     table = np.ones(nbytes // STEP * STEP, np.uint8)
-    return table.nbytes / shortest([lambda: read(table)], rounds=rounds)
+    return table.nbytes / shortest([lambda: read(table)], seconds=seconds)
 
 
-def product_rate(kind: str = "float32", size: int = 1024, *, rounds: int = 5) -> float:
-    """Operations a second of a product of two matrices [size, size], the best of ``rounds``.
+def product_rate(kind: str = "float32", size: int = 1024, *, seconds: float = 0.5) -> float:
+    """Operations a second of a product of two matrices [size, size], the best in ``seconds``.
 
     Args:
         kind: "float32" or "bfloat16": torch's product. "int8": `labkit.kernels.int8_linear`.
 
     Raises:
         SchemeError: another kind.
-        ShapeError: a size below 1, or no round.
+        ShapeError: a size below 1.
     """
     _require_positive(size=size)
     if kind not in PRODUCTS:
         raise SchemeError(f"kind {kind!r}", "product_rate", f"There are {', '.join(PRODUCTS)}.")
-    return 2.0 * size**3 / shortest([_product(kind, size)], rounds=rounds)
+    return 2.0 * size**3 / shortest([_product(kind, size)], seconds=seconds)
 
 
 def _product(kind: str, size: int) -> Callable[[], object]:

@@ -62,11 +62,15 @@ def test_makers_machines_have_their_ridge_where_their_papers_say():
 
 def test_a_roofline_has_its_roofs_and_points():
     roof = Roof(20e9, 100e9)
-    (ax,) = roofline({"a": roof, "b": Roof(20e9, 400e9)}, {"p": (1.0, 5e9)}).axes
+    points = {"decode, p": (1.0, 5e9), "decode, q": (2.0, 7e9), "prefill, p": (3.0, 9e9)}
+    (ax,) = roofline({"a": roof, "b": Roof(20e9, 400e9)}, points).axes
     xs, ys = ax.lines[0].get_data()
     assert max(ys) == 100 and ys[0] == pytest.approx(20 * xs[0])
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a", "b", "p"]
-    assert ax.lines[2].get_data() == ([1.0], [5.0])
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a", "b", *points]
+    p, q, r = ax.lines[2:]
+    assert p.get_data() == ([1.0], [5.0])
+    assert p.get_color() == r.get_color() != q.get_color()
+    assert p.get_marker() == q.get_marker() != r.get_marker()
 
 
 def test_rungs_keep_their_order_and_floors_their_place():

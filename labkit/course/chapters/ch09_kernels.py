@@ -9,4 +9,4 @@ from labkit.course.chapters.exercises_09_intensity import INTENSITY
 from labkit.course.chapters.exercises_09_layout import LAYOUT
 from labkit.course.chapters.exercises_09_mask import MASK
 
-EXERCISES = [INTENSITY, LAYOUT, INT8, GEMV, MASK, CROSSING]
+EXERCISES = [INTENSITY, LAYOUT, GEMV, INT8, CROSSING, MASK]

@@ -1,4 +1,4 @@
-"""Exercise 09.6: from which batch on 4 bits are no faster."""
+"""Exercise 09.5: from which batch on 4 bits are no faster."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _faster_before(trial: Trial) -> str | None:
 
 
 CROSSING = Exercise(
-    id="09.6",
+    id="09.5",
     title="Where 4 bits stop paying",
     minutes=12,
     difficulty=3,

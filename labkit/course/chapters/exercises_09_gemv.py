@@ -1,4 +1,4 @@
-"""Exercise 09.4: a row of 4-bit codes times x, with scale and zero-point outside of the sums."""
+"""Exercise 09.3: a row of 4-bit codes times x, with scale and zero-point outside of the sums."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _cases(rng: np.random.Generator) -> Iterator[Case]:
 
 
 GEMV = Exercise(
-    id="09.4",
+    id="09.3",
     title="A 4-bit product, group by group",
     minutes=15,
     difficulty=3,

@@ -1,4 +1,4 @@
-"""Exercise 09.3: a product of bytes whose sums fit, with the one unsigned side taken off again."""
+"""Exercise 09.4: a product of bytes whose sums fit, with the one unsigned side taken off again."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _thirty_two_bits(trial: Trial) -> str | None:
 
 
 INT8 = Exercise(
-    id="09.3",
+    id="09.4",
     title="Products of bytes that do not overflow",
     minutes=12,
     difficulty=3,

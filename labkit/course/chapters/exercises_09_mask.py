@@ -1,4 +1,4 @@
-"""Exercise 09.5: one Triton program on a matrix whose shape its block does not divide."""
+"""Exercise 09.6: one Triton program on a matrix whose shape its block does not divide."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ _LOAD = '''
 '''
 
 MASK = Exercise(
-    id="09.5",
+    id="09.6",
     title="Loads with a mask",
     minutes=12,
     difficulty=3,
