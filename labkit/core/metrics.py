@@ -14,6 +14,7 @@ from labkit.core.errors import ShapeError
 from labkit.core.finite import require_finite
 
 _ROWS = 256  # logits are turned into float64 this many tokens at a time
+_ELEMENTS = 2**20  # and weights
 
 
 def mse(reference: torch.Tensor, approximation: torch.Tensor) -> float:
@@ -34,11 +35,15 @@ def sqnr_db(reference: torch.Tensor, approximation: torch.Tensor) -> float:
     Powers, hence 10 and not 20; the mean is part of the signal. One more bit is worth about 6 dB.
     Infinite without error; minus infinity where the signal is 0 and the error is not.
     """
-    x, y = _checked(reference, approximation)
+    _require_pair(reference, approximation)
+    # Piece by piece: whole in float64, a layer of a large model would take gigabytes.
+    flat = (reference.detach().reshape(-1), approximation.detach().reshape(-1))
+    pieces = [torch.split(tensor, _ELEMENTS) for tensor in flat]
+    pairs = list(zip(*pieces, strict=True))
     # A common factor cancels in the ratio, and keeps the squares of tiny numbers from vanishing.
-    largest = max(float(x.abs().max()), float((x - y).abs().max())) or 1.0
-    signal = float((x / largest).square().sum())
-    noise = float(((x - y) / largest).square().sum())
+    largest = max(max(float(x.abs().max()), _distance(x, y)) for x, y in pairs) or 1.0
+    signal = sum(float((x.double() / largest).square().sum()) for x, _ in pairs)
+    noise = sum(float(((x.double() - y.double()) / largest).square().sum()) for x, y in pairs)
     if noise == 0.0:
         return math.inf
     return 10.0 * math.log10(signal / noise) if signal > 0.0 else -math.inf
@@ -81,6 +86,10 @@ def logit_kl(reference: torch.Tensor, approximation: torch.Tensor) -> float:
         total += float((log_p.exp() * (log_p - log_q)).sum())
     # KL is never negative; rounding can make a sum of nearly nothing so.
     return max(0.0, total / (reference.numel() / vocabulary))
+
+
+def _distance(x: torch.Tensor, y: torch.Tensor) -> float:
+    return float((x.double() - y.double()).abs().max())
 
 
 def _checked(

@@ -32,10 +32,10 @@ def _reasons(result: dict[str, Any], blocks: list[dict[str, Any]]) -> list[str]:
         f"Random weights, hidden {model['hidden']}, FFN {model['ffn']}, {model['layers']} blocks"
         f" on the disk: {model['bytes'] / 1e9:.1f} GB of float16. GPTQ is calibrated on"
         f" {calibration['sequences']} x {calibration['length']} tokens.",
-        f"GPTQ, seconds after 1 to {len(seconds)} blocks: {_listed(seconds)}; peak memory of"
-        f" each, in GB: {peaks}. Before the first block it takes {gptq['start']['seconds']:.1f} s.",
-        f"Q4_K_M, seconds after 1, 2, 3 ... and {len(blocks)} blocks:"
-        f" {_listed(_running(blocks[:3]))} ... {_running(blocks)[-1]:.1f}.",
+        f"GPTQ, seconds after each block: {_listed(seconds)}; peak memory of each, in GB: {peaks}."
+        f" Before the first block it takes {gptq['start']['seconds']:.1f} s.",
+        f"Q4_K_M, seconds after the first blocks: {_listed(_running(blocks)[:3])}; after all"
+        f" {len(blocks)}: {_running(blocks)[-1]:.1f}.",
         "All blocks have the same shapes, so time grows with their number. A block of"
         f" {larger['model']} takes {larger['operations_ratio']:.1f} times the operations of a"
         " block of this one (`labkit/study/scale_cost.py` counts them), hence the last column."

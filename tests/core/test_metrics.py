@@ -6,8 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from labkit.core import metrics
 from labkit.core.errors import NonFiniteError, ShapeError
 from labkit.core.metrics import cosine, logit_kl, max_abs_error, mse, sqnr_db
+from labkit.evaluate import resident
 
 ALL = [mse, max_abs_error, sqnr_db, cosine, logit_kl]
 SEEDS = st.integers(0, 2**32 - 1)
@@ -55,6 +57,27 @@ def test_ratios_do_not_depend_on_the_unit(seed, unit):
     assert sqnr_db(x * unit, y * unit) == pytest.approx(sqnr_db(x, y), abs=1e-3)
     assert cosine(x * unit, y * unit) == pytest.approx(cosine(x, y), abs=1e-4)
     assert cosine(x, x * unit) == pytest.approx(1.0, abs=1e-4)
+
+
+@given(SEEDS, st.integers(1, 40))
+def test_sqnr_does_not_depend_on_how_it_is_cut(seed, elements):
+    x, y = pair(seed)
+    whole = sqnr_db(x, y)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "_ELEMENTS", elements)
+        assert sqnr_db(x, y) == pytest.approx(whole, rel=1e-12)
+
+
+@pytest.mark.skipif(not resident.available(), reason="memory is read from /proc")
+def test_sqnr_of_a_large_layer_takes_no_memory_of_its_size():
+    x = torch.ones(2**24)  # 64 MiB; as float64 twice that
+    y = x * 1.5
+    sqnr_db(x[:4096], y[:4096])
+    if not resident.reset_peak():
+        pytest.skip("this system keeps the peak")
+    before = resident.resident_bytes()
+    sqnr_db(x, y)
+    assert resident.peak_bytes() - before < 48 * 2**20
 
 
 def test_without_error_and_without_signal():

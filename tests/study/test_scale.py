@@ -159,7 +159,11 @@ def test_extrapolation_and_the_table():
     assert "| 3 | 100.0 | 4.00 GB | 54 min |" in gptq and gptq.count("|") == 7
     assert "| 32 | 2.0 | 1.50 GB | 66 s |" in gguf
     text = "\n".join(lines)
-    assert "120.0, 220.0, 320.0" in text and "13.5 GB" in text
+    assert (
+        "120.0, 220.0, 320.0;" in text
+        and "2.0, 4.0, 6.0; after all 32: 64.0" in text
+        and "13.5 GB" in text
+    )
 
 
 @pytest.mark.slow
