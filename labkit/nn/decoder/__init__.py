@@ -1,0 +1,1 @@
+"""A Llama's forward pass as one compiled function over packed weights."""

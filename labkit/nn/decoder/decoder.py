@@ -1,0 +1,270 @@
+"""A Llama that holds packed weights and a float16 cache, and answers with logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from labkit.core.errors import ModelError, ShapeError
+from labkit.nn.decoder import step
+from labkit.nn.decoder.activations import BLOCK
+from labkit.nn.decoder.panels import LAYOUTS, PanelWeight
+from labkit.nn.decoder.products import LAST_FLOAT
+from labkit.nn.decoder.team import Team
+from labkit.quantize.lanes import LANES
+
+_TOGETHER = 64  # tokens of a prompt that go through the layers at once
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Llama's sizes.
+
+    Args:
+        head_dim: columns of a head, a multiple of 16.
+        epsilon: of RMSNorm.
+        window: tokens that a token sees (Mistral's sliding window); 0: all before it.
+    """
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    feed_forward: int
+    vocabulary: int
+    epsilon: float
+    window: int = 0
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One block's weights; biases and head norms are float32, None where there are none."""
+
+    q: PanelWeight
+    k: PanelWeight
+    v: PanelWeight
+    o: PanelWeight
+    gate: PanelWeight
+    up: PanelWeight
+    down: PanelWeight
+    attention_norm: np.ndarray
+    mlp_norm: np.ndarray
+    qkv_bias: np.ndarray | None = None
+    head_norms: tuple[np.ndarray, np.ndarray] | None = None
+
+    def matrices(self) -> tuple[PanelWeight, ...]:
+        """In the order of `step`'s table."""
+        return self.q, self.k, self.v, self.o, self.gate, self.up, self.down
+
+
+@dataclass(eq=False)
+class Decoder:
+    """Layers, embedding and head, ready to run.
+
+    Args:
+        embedding: rows are looked up in it.
+        head: the same object where they are tied.
+        cosine, sine: float32 [positions, head_dim / 2]: RoPE's tables; as many positions as the
+            cache has room for.
+        activation_bits: 8: x is rounded to int8 before it meets packed weights; 16: it stays
+            float32.
+        threads: None takes torch's number.
+
+    Raises:
+        ShapeError: parts that do not fit each other.
+        ModelError: sizes that are no multiple of 16.
+    """
+
+    shape: Shape
+    layers: list[Layer]
+    embedding: PanelWeight
+    head: PanelWeight
+    norm: np.ndarray
+    cosine: np.ndarray
+    sine: np.ndarray
+    activation_bits: int = 8
+    threads: int | None = None
+    length: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        _require(self)
+        self._team = Team(self.threads or torch.get_num_threads())
+        shape, capacity = self.shape, len(self.cosine)
+        size = (shape.layers, shape.kv_heads, capacity, shape.head_dim)
+        self._caches = (np.zeros(size, np.uint16), np.zeros(size, np.uint16))
+        self._table = np.array([_entry(matrix) for matrix in self._matrices()], np.int64)
+        norms = [n for layer in self.layers for n in (layer.attention_norm, layer.mlp_norm)]
+        self._norms = np.stack([*norms, self.norm]).astype(np.float32)
+        self._extra = self._biases_and_tables()
+        self._memory: dict[int, tuple] = {}
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that the cache has room for."""
+        return len(self.cosine)
+
+    @property
+    def weight_nbytes(self) -> int:
+        """Bytes of all matrices and norms, each once."""
+        matrices = {id(matrix): matrix.nbytes for matrix in self._matrices()}
+        matrices[id(self.embedding)] = self.embedding.nbytes
+        return sum(matrices.values()) + self._norms.nbytes
+
+    @property
+    def cache_nbytes(self) -> int:
+        """Bytes of the cache, empty room included."""
+        return sum(cache.nbytes for cache in self._caches)
+
+    def reset(self, length: int = 0) -> None:
+        """Keep the first ``length`` tokens of the cache, and forget the others."""
+        if not 0 <= length <= self.length:
+            raise ShapeError(f"{length} tokens to keep of {self.length}", "Decoder.reset")
+        self.length = length
+
+    def forward(self, ids: Sequence[int], *, every: bool = False) -> np.ndarray:
+        """Append tokens; logits behind the last, float32 [vocabulary], or behind every one.
+
+        Args:
+            ids: token ids, at least one.
+            every: return float32 [tokens, vocabulary].
+
+        Raises:
+            ShapeError: no token, more than the cache has room for, or ids beyond the vocabulary.
+        """
+        tokens = [int(token) for token in ids]
+        where = "Decoder.forward"
+        if not tokens or self.length + len(tokens) > self.capacity:
+            raise ShapeError(
+                f"{len(tokens)} tokens after {self.length}", where, f"Room: {self.capacity}."
+            )
+        if min(tokens) < 0 or max(tokens) >= self.shape.vocabulary:
+            raise ShapeError("ids beyond the vocabulary", where, f"0 … {self.shape.vocabulary - 1}")
+        found = []
+        for first in range(0, len(tokens), _TOGETHER):
+            part = tokens[first : first + _TOGETHER]
+            found.append(self._run(part, len(part) if every else 1))
+        return np.concatenate(found) if every else found[-1][0]
+
+    def close(self) -> None:
+        """Let its threads end; it still works, on one."""
+        self._team.close()
+
+    def _run(self, tokens: list[int], wanted: int) -> np.ndarray:
+        x, buffers, work, scores, logits = self._room(len(tokens))
+        for place, token in enumerate(tokens):
+            x[place, : self.shape.hidden] = self.embedding.row(token)
+        self._team.run(
+            step.forward,
+            self._table,
+            self._norms,
+            self._extra,
+            self._caches,
+            self.length,
+            self.shape.window,
+            np.float32(self.shape.epsilon),
+            self.activation_bits == 8,
+            x,
+            buffers,
+            work,
+            scores,
+            wanted,
+            logits[:wanted],
+        )
+        self.length += len(tokens)
+        return logits[:wanted, : self.shape.vocabulary].copy()
+
+    def _matrices(self) -> list[PanelWeight]:
+        return [m for layer in self.layers for m in layer.matrices()] + [self.head]
+
+    def _biases_and_tables(self) -> tuple:
+        shape = self.shape
+        width = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
+        bias = np.zeros((shape.layers, width), np.float32)
+        norms = np.zeros((shape.layers, 2, shape.head_dim), np.float32)
+        for index, layer in enumerate(self.layers):
+            if layer.qkv_bias is not None:
+                bias[index] = layer.qkv_bias
+            if layer.head_norms is not None:
+                norms[index] = layer.head_norms
+        has_bias = self.layers[0].qkv_bias is not None
+        has_norms = self.layers[0].head_norms is not None
+        tables = (np.ascontiguousarray(t, np.float32) for t in (self.cosine, self.sine))
+        return (bias, has_bias, norms, has_norms, *tables)
+
+    def _room(self, tokens: int) -> tuple:
+        """Memory for so many tokens; kept for one token and for a full run of a prompt."""
+        if tokens not in self._memory:
+            for other in [n for n in self._memory if n not in (1, _TOGETHER)]:
+                del self._memory[other]
+            self._memory[tokens] = self._new_room(tokens)
+        return self._memory[tokens]
+
+    def _new_room(self, tokens: int) -> tuple:
+        shape, count = self.shape, self._team.threads
+        heads, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+        widths = (shape.hidden, heads, kv, kv, heads, shape.feed_forward, shape.feed_forward)
+        widest = max(shape.hidden, heads, shape.feed_forward)
+        work = (
+            np.zeros((tokens, widest), np.uint8),
+            np.zeros((tokens, -(-widest // BLOCK)), np.float32),
+            np.zeros((tokens, 2 * -(-widest // BLOCK)), np.float32),
+            np.zeros((count, tokens, LANES), np.float32),
+        )
+        return (
+            np.zeros((tokens, shape.hidden), np.float32),
+            tuple(np.zeros((tokens, width), np.float32) for width in widths),
+            work,
+            np.zeros((count, self.capacity + LANES), np.float32),
+            np.zeros((tokens, len(self.head.data) * LANES), np.float32),
+        )
+
+
+def _entry(matrix: PanelWeight) -> tuple[int, ...]:
+    panels, size = matrix.data.shape
+    number = LAYOUTS[matrix.type_name].number
+    return matrix.data.ctypes.data, panels, matrix.shape[1], size, number
+
+
+def _require(model: Decoder) -> None:
+    """Return if all parts fit; nothing is checked once compiled code runs."""
+    shape, where = model.shape, "Decoder"
+    sizes = (shape.hidden, shape.head_dim, shape.feed_forward)
+    if any(size % LANES for size in sizes) or shape.heads % shape.kv_heads:
+        raise ModelError(
+            f"hidden {shape.hidden}, heads of {shape.head_dim}, feed-forward {shape.feed_forward}",
+            where,
+            "It runs multiples of 16; labkit.models.load has no such limit.",
+        )
+    if model.activation_bits not in (8, 16):
+        raise ModelError(f"activations of {model.activation_bits} bits", where, "8 or 16.")
+    if len(model.layers) != shape.layers or not model.layers:
+        raise ShapeError(f"{len(model.layers)} layers, {shape.layers} expected", where)
+    heads, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    hidden, inner = shape.hidden, shape.feed_forward
+    rows = (heads, kv, kv, hidden, inner, inner, hidden)
+    columns = (hidden, hidden, hidden, heads, hidden, hidden, inner)
+    pairs = []
+    for layer in model.layers:
+        pairs += zip(layer.matrices(), zip(rows, columns, strict=True), strict=True)
+    for end in (model.embedding, model.head):
+        pairs.append((end, (shape.vocabulary, hidden)))
+    for matrix, wanted in pairs:
+        packed = LAYOUTS[matrix.type_name].number > LAST_FLOAT
+        if matrix.shape != wanted or (packed and wanted[1] % BLOCK):
+            raise ShapeError(f"a matrix of shape {matrix.shape}", where, f"Expected {wanted}.")
+    table = (len(model.cosine), shape.head_dim // 2)
+    if model.cosine.shape != table or model.sine.shape != table or not table[0]:
+        raise ShapeError(f"RoPE's tables have shape {model.cosine.shape}", where)
+    norms = [n for layer in model.layers for n in (layer.attention_norm, layer.mlp_norm)]
+    for norm in [*norms, model.norm]:
+        if norm.shape != (hidden,):
+            raise ShapeError(f"a norm of shape {norm.shape}", where, f"Expected ({hidden},).")
+    for layer in model.layers:
+        first = model.layers[0]
+        mixed = (layer.qkv_bias is None) != (first.qkv_bias is None)
+        if mixed or (layer.head_norms is None) != (first.head_norms is None):
+            raise ShapeError("biases or head norms in some layers only", where)

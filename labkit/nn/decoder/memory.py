@@ -1,0 +1,104 @@
+"""Sixteen lanes from an address. Nothing is checked here.
+
+Packed weights are passed on as addresses: for an array, compiled code would count references at
+every branch of a loop, and that takes longer than the loop's arithmetic.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+
+from labkit.kernels.cpu.parallel import inlined
+from labkit.kernels.cpu.vectors import HAS_HALF, as_floats
+from labkit.quantize.lanes import FLOATS, INTS, LANES, bits_of, splat
+
+_INTS_IR = ir.VectorType(ir.IntType(32), LANES)
+_FLOATS_IR = ir.VectorType(ir.FloatType(), LANES)
+_LOW, _TOP = np.int32(0x7FFF), np.int32(0x8000)
+_SHIFT, _SIXTEEN, _TO_FLOAT = np.int32(13), np.int32(16), np.float32(2.0**112)
+
+
+def _loaded(builder, address, element, align: int):
+    vector = ir.VectorType(element, LANES)
+    return builder.load(builder.inttoptr(address, vector.as_pointer()), align=align)
+
+
+@intrinsic
+def words_at(typing_context, address):
+    """64 bytes as sixteen int32."""
+
+    def generate(context, builder, signature, arguments):
+        return _loaded(builder, arguments[0], ir.IntType(32), 1)
+
+    return INTS(types.int64), generate
+
+
+@intrinsic
+def signed_bytes_at(typing_context, address):
+    """Sixteen int8 as int32."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.sext(_loaded(builder, arguments[0], ir.IntType(8), 1), _INTS_IR)
+
+    return INTS(types.int64), generate
+
+
+@intrinsic
+def float32_at(typing_context, address):
+    """Sixteen float32."""
+
+    def generate(context, builder, signature, arguments):
+        return _loaded(builder, arguments[0], ir.FloatType(), 1)
+
+    return FLOATS(types.int64), generate
+
+
+@intrinsic
+def _halves_at(typing_context, address):
+    """Sixteen uint16 as int32."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.zext(_loaded(builder, arguments[0], ir.IntType(16), 1), _INTS_IR)
+
+    return INTS(types.int64), generate
+
+
+@intrinsic
+def _extended_at(typing_context, address):
+    """Sixteen float16, converted by the processor."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.fpext(_loaded(builder, arguments[0], ir.HalfType(), 1), _FLOATS_IR)
+
+    return FLOATS(types.int64), generate
+
+
+@inlined
+def float16_at(address):
+    """Sixteen finite float16 as float32."""
+    if HAS_HALF:
+        return _extended_at(address)
+    half = _halves_at(address)
+    # The product moves the exponent, and makes a normal number of a subnormal one.
+    value = as_floats((half & splat(_LOW)) << splat(_SHIFT)) * splat(_TO_FLOAT)
+    return as_floats(bits_of(value) | ((half & splat(_TOP)) << splat(_SIXTEEN)))
+
+
+@inlined
+def bfloat16_at(address):
+    """Sixteen bfloat16 as float32."""
+    return as_floats(_halves_at(address) << splat(_SIXTEEN))
+
+
+@intrinsic
+def address_of(typing_context, array):
+    """Where a contiguous array's first number lies. Something else must keep the array alive."""
+
+    def generate(context, builder, signature, arguments):
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        return builder.ptrtoint(data, ir.IntType(64))
+
+    return types.int64(array), generate

@@ -1,0 +1,201 @@
+"""A panel of sixteen rows with one token, or with four that share the work of unpacking.
+
+    y[row] = sum over chunks of  s * dx * (codes . q)  -  m * (sum of x)          8-bit activations
+    y[row] = sum over chunks of  s * (codes . x)       -  m * (sum of x)         float activations
+
+where q are x's codes and dx their scale (`labkit.nn.decoder.activations`). The lanes are the rows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from labkit.kernels.cpu.loads import splat_word
+from labkit.kernels.cpu.parallel import compiled, inlined
+from labkit.kernels.cpu.vectors import byte_dot, multiply_add
+from labkit.nn.decoder.memory import bfloat16_at, float16_at, float32_at
+from labkit.nn.decoder.panels import LAYOUTS
+from labkit.nn.decoder.unpack import unpack
+from labkit.quantize.lanes import splat, store, to_floats
+
+F32, F16 = LAYOUTS["F32"].number, LAYOUTS["F16"].number
+LAST_FLOAT = LAYOUTS["BF16"].number  # the numbers up to it are of floats
+_ZERO, _NONE, _BYTE = np.float32(0), np.int32(0), np.int32(255)
+
+
+@inlined
+def _dot16(codes, first, x, place):
+    """Sixteen columns: four registers of codes with sixteen int8 of x."""
+    found = byte_dot(splat(_NONE), codes[first], splat_word(x, place))
+    found = byte_dot(found, codes[first + 1], splat_word(x, place + 4))
+    found = byte_dot(found, codes[first + 2], splat_word(x, place + 8))
+    return byte_dot(found, codes[first + 3], splat_word(x, place + 12))
+
+
+@inlined
+def _add_chunk(so_far, chunk, codes, s0, s1, m0, m1, x, scale, less):
+    """so_far + the next 32 columns with one token's codes."""
+    dx = splat(scale[chunk])
+    a = to_floats(_dot16(codes, 0, x, 32 * chunk))
+    b = to_floats(_dot16(codes, 4, x, 32 * chunk + 16))
+    so_far = multiply_add(a, s0 * dx, so_far)
+    so_far = multiply_add(b, s1 * dx, so_far)
+    so_far = multiply_add(m0, splat(less[2 * chunk]), so_far)
+    return multiply_add(m1, splat(less[2 * chunk + 1]), so_far)
+
+
+@compiled
+def codes_one(kind, panel, chunks, x, scale, less, token, out, place):
+    """out[token, place : place + 16] = the panel's rows with a token's 8-bit activations."""
+    found, q, dx, minus = splat(_ZERO), x[token], scale[token], less[token]
+    for chunk in range(chunks):
+        codes, s0, s1, m0, m1 = unpack(kind, panel, chunk)
+        found = _add_chunk(found, chunk, codes, s0, s1, m0, m1, q, dx, minus)
+    store(out[token], place, found)
+
+
+@compiled
+def codes_four(kind, panel, chunks, x, scale, less, token, out, place):
+    """The same for four tokens from ``token`` on."""
+    f0 = f1 = f2 = f3 = splat(_ZERO)
+    x0, x1, x2, x3 = x[token], x[token + 1], x[token + 2], x[token + 3]
+    d0, d1, d2, d3 = scale[token], scale[token + 1], scale[token + 2], scale[token + 3]
+    n0, n1, n2, n3 = less[token], less[token + 1], less[token + 2], less[token + 3]
+    for chunk in range(chunks):
+        codes, s0, s1, m0, m1 = unpack(kind, panel, chunk)
+        f0 = _add_chunk(f0, chunk, codes, s0, s1, m0, m1, x0, d0, n0)
+        f1 = _add_chunk(f1, chunk, codes, s0, s1, m0, m1, x1, d1, n1)
+        f2 = _add_chunk(f2, chunk, codes, s0, s1, m0, m1, x2, d2, n2)
+        f3 = _add_chunk(f3, chunk, codes, s0, s1, m0, m1, x3, d3, n3)
+    store(out[token], place, f0)
+    store(out[token + 1], place, f1)
+    store(out[token + 2], place, f2)
+    store(out[token + 3], place, f3)
+
+
+@inlined
+def _column(word, byte):
+    """One column of a register of codes, as float32."""
+    return to_floats((word >> splat(np.int32(8 * byte))) & splat(_BYTE))
+
+
+@inlined
+def _mix16(codes, first, x, place):
+    """Sixteen columns of codes with sixteen float32 of x."""
+    a = b = splat(_ZERO)
+    for k in range(4):
+        word, column = codes[first + k], place + 4 * k
+        a = multiply_add(_column(word, 0), splat(x[column]), a)
+        b = multiply_add(_column(word, 1), splat(x[column + 1]), b)
+        a = multiply_add(_column(word, 2), splat(x[column + 2]), a)
+        b = multiply_add(_column(word, 3), splat(x[column + 3]), b)
+    return a + b
+
+
+@inlined
+def _add_floats(so_far, chunk, codes, s0, s1, m0, m1, x, less):
+    so_far = multiply_add(_mix16(codes, 0, x, 32 * chunk), s0, so_far)
+    so_far = multiply_add(_mix16(codes, 4, x, 32 * chunk + 16), s1, so_far)
+    so_far = multiply_add(m0, splat(less[2 * chunk]), so_far)
+    return multiply_add(m1, splat(less[2 * chunk + 1]), so_far)
+
+
+@compiled
+def mixed_one(kind, panel, chunks, x, less, token, out, place):
+    """Packed weights with a token's float32 activations."""
+    found, floats, minus = splat(_ZERO), x[token], less[token]
+    for chunk in range(chunks):
+        codes, s0, s1, m0, m1 = unpack(kind, panel, chunk)
+        found = _add_floats(found, chunk, codes, s0, s1, m0, m1, floats, minus)
+    store(out[token], place, found)
+
+
+@compiled
+def mixed_four(kind, panel, chunks, x, less, token, out, place):
+    """The same for four tokens from ``token`` on."""
+    f0 = f1 = f2 = f3 = splat(_ZERO)
+    x0, x1, x2, x3 = x[token], x[token + 1], x[token + 2], x[token + 3]
+    n0, n1, n2, n3 = less[token], less[token + 1], less[token + 2], less[token + 3]
+    for chunk in range(chunks):
+        codes, s0, s1, m0, m1 = unpack(kind, panel, chunk)
+        f0 = _add_floats(f0, chunk, codes, s0, s1, m0, m1, x0, n0)
+        f1 = _add_floats(f1, chunk, codes, s0, s1, m0, m1, x1, n1)
+        f2 = _add_floats(f2, chunk, codes, s0, s1, m0, m1, x2, n2)
+        f3 = _add_floats(f3, chunk, codes, s0, s1, m0, m1, x3, n3)
+    store(out[token], place, f0)
+    store(out[token + 1], place, f1)
+    store(out[token + 2], place, f2)
+    store(out[token + 3], place, f3)
+
+
+@inlined
+def _float_lanes(kind, panel, column):
+    if kind == F32:
+        return float32_at(panel + 64 * column)
+    if kind == F16:
+        return float16_at(panel + 32 * column)
+    return bfloat16_at(panel + 32 * column)
+
+
+@compiled
+def floats_one(kind, panel, columns, x, token, out, place):
+    """Weights of 16 or 32 bits with one token."""
+    row = x[token]
+    a = b = c = d = splat(_ZERO)
+    for four in range(columns >> 2):
+        column = 4 * four
+        a = multiply_add(_float_lanes(kind, panel, column), splat(row[column]), a)
+        b = multiply_add(_float_lanes(kind, panel, column + 1), splat(row[column + 1]), b)
+        c = multiply_add(_float_lanes(kind, panel, column + 2), splat(row[column + 2]), c)
+        d = multiply_add(_float_lanes(kind, panel, column + 3), splat(row[column + 3]), d)
+    for rest in range(columns & -4, columns):
+        a = multiply_add(_float_lanes(kind, panel, rest), splat(row[rest]), a)
+    store(out[token], place, (a + b) + (c + d))
+
+
+@compiled
+def floats_four(kind, panel, columns, x, token, out, place):
+    """The same for four tokens from ``token`` on."""
+    x0, x1, x2, x3 = x[token], x[token + 1], x[token + 2], x[token + 3]
+    a = b = c = d = splat(_ZERO)
+    for column in range(columns):
+        w = _float_lanes(kind, panel, column)
+        a = multiply_add(w, splat(x0[column]), a)
+        b = multiply_add(w, splat(x1[column]), b)
+        c = multiply_add(w, splat(x2[column]), c)
+        d = multiply_add(w, splat(x3[column]), d)
+    store(out[token], place, a)
+    store(out[token + 1], place, b)
+    store(out[token + 2], place, c)
+    store(out[token + 3], place, d)
+
+
+@compiled
+def panel_product(kind, panel, columns, eight, x, codes, scale, less, out, place):
+    """out[:, place : place + 16] = x @ the panel's rows, for all tokens.
+
+    Args:
+        kind: of the panel (`LAYOUTS`).
+        panel: the address of its bytes.
+        eight: whether packed weights meet x's codes, and not its floats.
+        x: float32 [tokens, columns or more]; codes, scale, less: see `activations`.
+        out: float32 [tokens, place + 16 or more].
+    """
+    tokens, token, chunks = x.shape[0], 0, columns >> 5
+    while token < tokens:
+        if tokens - token >= 4:
+            if kind <= LAST_FLOAT:
+                floats_four(kind, panel, columns, x, token, out, place)
+            elif eight:
+                codes_four(kind, panel, chunks, codes, scale, less, token, out, place)
+            else:
+                mixed_four(kind, panel, chunks, x, less, token, out, place)
+            token += 4
+        else:
+            if kind <= LAST_FLOAT:
+                floats_one(kind, panel, columns, x, token, out, place)
+            elif eight:
+                codes_one(kind, panel, chunks, codes, scale, less, token, out, place)
+            else:
+                mixed_one(kind, panel, chunks, x, less, token, out, place)
+            token += 1

@@ -1,0 +1,218 @@
+"""One pass of some tokens through all layers: a single compiled function for every thread.
+
+All threads run `forward` side by side. Between two meetings each writes only what is its own: rows
+of a product, tokens to be rounded, key heads with their queries.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from labkit.kernels.cpu.parallel import compiled
+from labkit.nn.decoder.activations import BLOCK, gate, normalize, round_block, sums_block
+from labkit.nn.decoder.attend import attend_head, keep, prepare_head
+from labkit.nn.decoder.products import panel_product
+from labkit.nn.decoder.team import meet
+from labkit.quantize.lanes import LANES
+
+# Columns of the table of matrices, and its rows: so many a layer, the head last.
+ADDRESS, PANELS, COLUMNS, PANEL_BYTES, KIND = range(5)
+Q, K, V, OUT, GATE, UP, DOWN = range(7)
+IN_A_LAYER = 7
+
+
+@compiled
+def _multiply(part, count, table, eight, x, work, out, add):
+    """out = x @ a matrix's rows that are this thread's; ``add``: onto what is there.
+
+    work: (codes, scale, less, spare): see `Buffers`.
+    """
+    codes, scale, less, spare = work
+    panels, size = table[PANELS], table[PANEL_BYTES]
+    columns, kind = table[COLUMNS], table[KIND]
+    for panel in range(part * panels // count, (part + 1) * panels // count):
+        place = table[ADDRESS] + panel * size
+        if not add:
+            panel_product(kind, place, columns, eight, x, codes, scale, less, out, panel * LANES)
+            continue
+        own = spare[part]
+        panel_product(kind, place, columns, eight, x, codes, scale, less, own, 0)
+        for token in range(x.shape[0]):
+            for lane in range(LANES):
+                out[token, panel * LANES + lane] += own[token, lane]
+
+
+@compiled
+def _round(part, count, x, columns, eight, work):
+    """Make x ready for packed weights; threads take blocks of all tokens."""
+    codes, scale, less = work[0], work[1], work[2]
+    blocks = columns // BLOCK
+    for token in range(x.shape[0]):
+        for block in range(part * blocks // count, (part + 1) * blocks // count):
+            if eight:
+                round_block(x[token], block, codes[token], scale[token], less[token])
+            else:
+                sums_block(x[token], block, less[token])
+
+
+@compiled
+def _norm_and_round(part, count, x, columns, weight, epsilon, eight, normed, work):
+    """RMSNorm of whole tokens, and what `_round` does."""
+    for token in range(part, x.shape[0], count):
+        normalize(x[token], columns, weight, epsilon, normed[token])
+        one = normed[token : token + 1]
+        _round(
+            0,
+            1,
+            one,
+            columns,
+            eight,
+            (work[0][token : token + 1], work[1][token : token + 1], work[2][token : token + 1]),
+        )
+
+
+@compiled
+def _attention(part, count, layer, past, window, factor, epsilon, qkv, cache, extra, scores):
+    """RoPE, the cache's new rows, attention: key heads are shared out over threads."""
+    q, k, v, out = qkv
+    keys, values = cache
+    bias, has_bias, norms, has_norms, cosine, sine = extra
+    kv_heads, dim = keys.shape[0], keys.shape[2]
+    tokens, repeat = q.shape[0], (bias.shape[1] // dim - 2 * kv_heads) // kv_heads
+    row = bias[layer]
+    for head in range(part * kv_heads // count, (part + 1) * kv_heads // count):
+        at, own = head * dim, repeat * head * dim
+        k_bias = row[(repeat * kv_heads + head) * dim : (repeat * kv_heads + head + 1) * dim]
+        v_first = ((repeat + 1) * kv_heads + head) * dim
+        for token in range(tokens):
+            place = past + token
+            key, value = k[token, at : at + dim], v[token, at : at + dim]
+            prepare_head(
+                key,
+                k_bias,
+                has_bias,
+                norms[layer, 1],
+                has_norms,
+                epsilon,
+                cosine[place],
+                sine[place],
+            )
+            if has_bias:
+                for column in range(dim):
+                    value[column] += row[v_first + column]
+            keep(key, keys[head, place])
+            keep(value, values[head, place])
+        for token in range(tokens):
+            place = past + token
+            first = max(0, place + 1 - window) if window > 0 else 0
+            for one in range(own, own + repeat * dim, dim):
+                query = q[token, one : one + dim]
+                prepare_head(
+                    query,
+                    row[one : one + dim],
+                    has_bias,
+                    norms[layer, 0],
+                    has_norms,
+                    epsilon,
+                    cosine[place],
+                    sine[place],
+                )
+                attend_head(
+                    query,
+                    keys[head],
+                    values[head],
+                    first,
+                    place + 1,
+                    factor,
+                    scores[part],
+                    out[token, one : one + dim],
+                )
+
+
+@compiled
+def forward(
+    part,
+    count,
+    meeting,
+    table,
+    norms,
+    extra,
+    caches,
+    past,
+    window,
+    epsilon,
+    eight,
+    x,
+    buffers,
+    work,
+    scores,
+    wanted,
+    logits,
+):
+    """Send x through the layers in place, and the last ``wanted`` tokens through the head.
+
+    Args:
+        part, count, meeting: which thread this is, of how many, and where they meet.
+        table: int64 [layers * 7 + 1, 5]: matrices by address.
+        norms: float32 [2 * layers + 1, hidden].
+        extra: biases, head norms and RoPE's tables; see `Decoder`.
+        caches: keys and values, uint16 [layers, kv_heads, capacity, dim], float16's bits.
+        past: tokens that the cache holds already.
+        window: how many tokens a token sees; 0: all.
+        x: float32 [tokens, hidden], the tokens' embeddings; overwritten.
+        buffers, work, scores: memory to work in.
+        logits: float32 [wanted, panels * 16].
+    """
+    normed, q, k, v, mixed, gates, ups = buffers
+    keys, values = caches
+    tokens, hidden, dim = x.shape[0], norms.shape[1], keys.shape[3]
+    factor = np.float32(1.0 / np.sqrt(dim))
+    layers = keys.shape[0]
+    for layer in range(layers):
+        m = IN_A_LAYER * layer
+        norm = norms[2 * layer]
+        _norm_and_round(part, count, x, hidden, norm, epsilon, eight, normed, work)
+        meet(meeting, count)
+        _multiply(part, count, table[m + Q], eight, normed, work, q, False)
+        _multiply(part, count, table[m + K], eight, normed, work, k, False)
+        _multiply(part, count, table[m + V], eight, normed, work, v, False)
+        meet(meeting, count)
+        _attention(
+            part,
+            count,
+            layer,
+            past,
+            window,
+            factor,
+            epsilon,
+            (q, k, v, mixed),
+            (keys[layer], values[layer]),
+            extra,
+            scores,
+        )
+        meet(meeting, count)
+        _round(part, count, mixed, table[m + OUT, COLUMNS], eight, work)
+        meet(meeting, count)
+        _multiply(part, count, table[m + OUT], eight, mixed, work, x, True)
+        meet(meeting, count)
+        norm = norms[2 * layer + 1]
+        _norm_and_round(part, count, x, hidden, norm, epsilon, eight, normed, work)
+        meet(meeting, count)
+        _multiply(part, count, table[m + GATE], eight, normed, work, gates, False)
+        _multiply(part, count, table[m + UP], eight, normed, work, ups, False)
+        panels = table[m + GATE, PANELS]
+        first, last = part * panels // count * LANES, (part + 1) * panels // count * LANES
+        for token in range(tokens):
+            gate(gates[token], ups[token], first, last)
+        meet(meeting, count)
+        _round(part, count, gates, table[m + DOWN, COLUMNS], eight, work)
+        meet(meeting, count)
+        _multiply(part, count, table[m + DOWN], eight, gates, work, x, True)
+        meet(meeting, count)
+    last = x[tokens - wanted :]
+    norm = norms[2 * layers]
+    _norm_and_round(part, count, last, hidden, norm, epsilon, eight, normed, work)
+    meet(meeting, count)
+    head = table[IN_A_LAYER * layers]
+    _multiply(part, count, head, eight, normed[:wanted], work, logits, False)
+    meet(meeting, count)
