@@ -14,7 +14,7 @@ import psutil
 
 from labkit.environment.finding import Finding, State
 from labkit.environment.packages import INSTALL, ROOT, installed_version
-from labkit.environment.processor import instructions
+from labkit.environment.processor import instructions, usable_cores
 
 OLDEST_PYTHON = (3, 11)
 COMFORTABLE_MEMORY_GIB = 4
@@ -30,9 +30,9 @@ def check_python(version: tuple[int, ...] = tuple(sys.version_info[:3])) -> Find
 
 
 def check_cores() -> Finding:
-    """Cores that this process may use, which a container can limit below the machine's."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return Finding("Cores", f"{usable} usable of {os.cpu_count()} ({platform.machine()})")
+    """Cores that this process may use."""
+    found = f"{usable_cores()} usable of {os.cpu_count()} ({platform.machine()})"
+    return Finding("Cores", found)
 
 
 def check_instructions() -> Finding:

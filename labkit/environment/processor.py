@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,13 @@ INSTRUCTIONS = {
     "dot product": {"asimddp", "hw.optional.arm.feat_dotprod"},
     "I8MM": {"i8mm", "hw.optional.arm.feat_i8mm"},
 }
+
+
+def usable_cores() -> int:
+    """Cores that this process may use, which a container can limit below the machine's."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def flags_of_cpuinfo(text: str) -> set[str]:

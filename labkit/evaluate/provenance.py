@@ -18,8 +18,14 @@ def cpu_name() -> str:
 
 
 def made_with() -> dict[str, object]:
-    """Python, torch, processor and threads of this run; the GPU's name if there is one."""
+    """Python, torch, processor and threads of this run; the GPU's name if there is one.
+
+    A name such as "AMD EPYC" says little, so the cores that this process may use and the vector
+    instructions that kernels care about stand beside it.
+    """
     import torch
+
+    from labkit.environment.processor import instructions, usable_cores
 
     gpu = {"gpu": torch.cuda.get_device_name(0)} if torch.cuda.is_available() else {}
     return {
@@ -27,6 +33,8 @@ def made_with() -> dict[str, object]:
         "torch": torch.__version__,
         "platform": platform.system(),
         "cpu": cpu_name(),
+        "cores": usable_cores(),
+        "instructions": instructions(),
         "threads": torch.get_num_threads(),
         **gpu,
     }
