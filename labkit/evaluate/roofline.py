@@ -19,6 +19,7 @@ from labkit.core.model_shapes import ModelShape
 from labkit.evaluate.shortest import shortest
 
 PRODUCTS = ("float32", "bfloat16", "int8")
+_PIECE = 2**24
 
 
 @dataclass(frozen=True)
@@ -162,9 +163,12 @@ def measure_roof(kind: str = "float32", *, seconds: float = 0.5) -> Roof:
 def read_bandwidth(nbytes: int = 2**28, *, seconds: float = 0.5) -> float:
     """Bytes a second that a vectorised read on torch's number of threads gets from memory.
 
+    They are read in pieces of 16 MiB, each timed by itself: short enough that some piece is read
+    without a pause even where other processes want the cores, too.
+
     Args:
-        nbytes: how many are read, at least 512. Several times the last cache, or it is the cache
-            that is measured.
+        nbytes: how many are read in turns, at least 512. Several times the last cache, or it is the
+            cache that is measured.
         seconds: how long to go on. The best reading counts: whatever else the machine does can
             only take bandwidth away.
 
@@ -177,8 +181,9 @@ def read_bandwidth(nbytes: int = 2**28, *, seconds: float = 0.5) -> float:
 
     if nbytes < STEP:
         raise ShapeError(f"{nbytes} bytes", "read_bandwidth", f"Expected {STEP} or more.")
-    table = np.ones(nbytes // STEP * STEP, np.uint8)
-    return table.nbytes / shortest([lambda: read(table)], seconds=seconds)
+    pieces = max(1, nbytes // _PIECE)
+    tables = np.ones((pieces, nbytes // pieces // STEP * STEP), np.uint8)
+    return tables[0].nbytes / shortest([lambda t=t: read(t) for t in tables], seconds=seconds)
 
 
 def product_rate(kind: str = "float32", size: int = 1024, *, seconds: float = 0.5) -> float:
