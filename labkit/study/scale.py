@@ -8,6 +8,7 @@ Each of them runs in a process of its own, whose memory and time are its alone.
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from typing import Any
 
 from labkit.core.errors import ModelError
 from labkit.core.model_shapes import MODEL_SHAPES, ModelShape
+from labkit.evaluate.resident import resident_bytes
 from labkit.study.scale_checkpoint import require_room, write_random
 from labkit.study.scale_cost import gptq_memory, gptq_operations, ratio
 from labkit.study.scale_table import readme_block
@@ -64,7 +66,8 @@ def run(
 
     Raises:
         StorageError: too little room.
-        ModelError: fewer blocks on the disk than are to be measured; a measurement that failed.
+        ModelError: fewer blocks on the disk than are to be measured; a measurement that failed; a
+            system that does not say how much memory a process holds.
     """
     whole = _QUICK if quick else MODEL_SHAPES["llama-2-7b"]
     shape = whole if layers is None else replace(whole, layers=layers)
@@ -75,10 +78,12 @@ def run(
             where="labkit study scale",
             remedy="--blocks is at least 1, and no more than --layers.",
         )
+    resident_bytes()  # on a system that does not say it, there is nothing to measure
     with _own_folder(work or Path()) as folder:
         require_room(folder, _bytes_needed(shape, blocks, calibration))
         half = _half(whole)
         narrow = _gptq(half, half.layers, calibration, folder / "half", tell)
+        shutil.rmtree(folder / "half")
         model = folder / "model"
         nbytes = write_random(model, shape, tell)
         tell(f"{nbytes / 1e9:.2f} GB written")
@@ -148,11 +153,10 @@ def _gptq(
 
 def _bytes_needed(shape: ModelShape, blocks: int, calibration: Calibration) -> int:
     """On the disk at once: the checkpoint, and GPTQ's blocks or the GGUF file."""
-    half = _half(shape)
     states = 2 * 4 * calibration.tokens * shape.hidden
     finished = (blocks + 1) * shape.linear_parameters // shape.layers * 1.1 + states
-    file = 0.65 * shape.parameters  # Q4_K_M has less than 5.2 bits a weight
-    return int(2 * (shape.parameters + half.parameters) + max(finished, file))
+    file = 5 / 8 * shape.parameters  # Q4_K_M has less than 5 bits a weight
+    return int(2 * shape.parameters + max(finished, file))
 
 
 def _measured(words: list[str], tell: Tell) -> dict[str, Any]:

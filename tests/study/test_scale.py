@@ -22,7 +22,7 @@ from labkit.formats.reading import open_tensors
 from labkit.models.block import Block
 from labkit.models.capture import capture
 from labkit.models.sources import FolderSource
-from labkit.study import scale, scale_checkpoint, scale_cost, scale_measure, study_command
+from labkit.study import results, scale, scale_checkpoint, scale_cost, scale_measure, study_command
 
 SMALL = ModelShape("small", 3, 128, 256, 4, 2, 32, 96)
 on_linux = pytest.mark.skipif(not resident.available(), reason="memory is read from /proc")
@@ -177,6 +177,36 @@ def test_the_quick_study_from_end_to_end(tmp_path):
     assert max(figures[kind]["peak_bytes"] for kind in ("gptq", "gguf")) < 2e9
     assert figures["gguf"]["types"].keys() == {"F32", "Q4_K", "Q6_K"}
     assert "| GGUF, Q4_K_M | 4 |" in scale.readme_block(figures)
+
+
+@pytest.mark.skipif(
+    not (results.FOLDER / "study-scale.json").is_file(), reason="not recorded in this checkout"
+)
+def test_what_was_recorded():
+    record = results.load("scale")
+    assert record["model"]["parameters"] == MODEL_SHAPES["llama-2-7b"].parameters
+    assert max(record[kind]["peak_bytes"] for kind in ("gptq", "gguf")) <= 6e9
+    gptq = record["gptq"]["blocks"]
+    blocks = [part for part in record["gguf"]["parts"] if part["part"].startswith("blk.")]
+    assert len(gptq) >= 3 and len(blocks) == 32
+    # Linear: no block takes much longer, or more memory, than the one before it.
+    assert max(part["peak_bytes"] for part in gptq) < 1.1 * gptq[0]["peak_bytes"]
+    assert max(p["seconds"] for p in gptq[1:]) < 1.25 * min(p["seconds"] for p in gptq[1:])
+    halves = [sum(part["seconds"] for part in half) for half in (blocks[:16], blocks[16:])]
+    assert 0.7 < halves[1] / halves[0] < 1.4
+
+
+def test_the_whole_of_a_7b_needs_less_than_18_gb():
+    seven = MODEL_SHAPES["llama-2-7b"]
+    needed = scale._bytes_needed(seven, 3, scale.Calibration())
+    assert 17e9 < needed < 18e9
+    assert needed > scale._bytes_needed(replace(seven, layers=16), 3, scale.Calibration())
+
+
+def test_a_system_that_does_not_say_its_memory_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(resident, "_STATUS", tmp_path / "none")
+    with pytest.raises(ModelError, match="Linux"):
+        scale.run(True, lambda text: None, work=tmp_path)
 
 
 def test_too_little_room_is_said_before_anything_is_written(tmp_path):
