@@ -12,13 +12,16 @@ from labkit.kernels.attention import decode_attention
 from labkit.kernels.codebook import codebook_linear
 from labkit.kernels.fp8 import fp8_linear
 from labkit.kernels.gguf import gguf_linear
+from labkit.kernels.gguf_panels import GgufPanels
 from labkit.kernels.int4 import int4_linear
 from labkit.kernels.int4_weight import Int4Weight
 from labkit.kernels.int8 import int8_linear
 from labkit.kernels.int8_weight import Int8Weight
+from labkit.kernels.panels import panel_linear
 from labkit.kernels.tokens import quantize_tokens
 
 __all__ = [
+    "GgufPanels",
     "Int4Weight",
     "Int8Weight",
     "codebook_linear",
@@ -27,5 +30,6 @@ __all__ = [
     "gguf_linear",
     "int4_linear",
     "int8_linear",
+    "panel_linear",
     "quantize_tokens",
 ]

@@ -57,6 +57,7 @@ _INT_OPERATIONS = {
     operator.sub: "sub",
     operator.and_: "and_",
     operator.or_: "or_",
+    operator.xor: "xor",
     operator.lshift: "shl",
     operator.rshift: "lshr",
 }

@@ -17,10 +17,10 @@ from torch import Tensor
 from labkit import quantize
 from labkit.core.compiled import drop_stale
 from labkit.kernels.cpu.loads import half_bits, load_halves
-from labkit.kernels.cpu.vectors import HAS_HALF, as_floats
+from labkit.kernels.cpu.vectors import HAS_HALF, half_lanes
 from labkit.quantize.gguf_threads import at_most
 from labkit.quantize.half_numba import from_half, wide
-from labkit.quantize.lanes import LANES, bits_of, splat, store
+from labkit.quantize.lanes import LANES, store
 
 drop_stale(Path(__file__).parent, Path(quantize.__file__).parent)
 
@@ -71,10 +71,6 @@ def arrange(rows, order, out):
             out[token, slot] = rows[token, column] if column >= 0 else np.float32(0)
 
 
-_SHIFT, _LOW, _TOP = np.int32(13), np.int32(0x7FFF), np.int32(0x8000)
-_SIXTEEN, _TO_FLOAT = np.int32(16), np.float32(2.0**112)
-
-
 @inlined
 def widen(scale16, scale32, row, out):
     """out[g] = the scale of group g of ``row``, float32, whichever of the arrays holds it."""
@@ -85,12 +81,7 @@ def widen(scale16, scale32, row, out):
         return
     halves, done = scale16[row], 0
     while done + LANES <= groups:
-        half = load_halves(halves, done)
-        # The product moves the exponent, and makes a normal number of a subnormal one.
-        value = as_floats((half & splat(_LOW)) << splat(_SHIFT)) * splat(_TO_FLOAT)
-        # Scales are positive as a rule, but nothing says so.
-        sign = (half & splat(_TOP)) << splat(_SIXTEEN)
-        store(out, done, as_floats(bits_of(value) | sign))
+        store(out, done, half_lanes(load_halves(halves, done)))
         done += LANES
     for group in range(done, groups):
         out[group] = wide(halves[group])

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from labkit.core.errors import NonFiniteError
 from labkit.kernels.cpu.parallel import compiled, float_rows, parts, shared
+from labkit.kernels.cpu.vectors import largest
 from labkit.quantize.lanes import (
     LANES,
     absolute,
@@ -21,7 +22,6 @@ from labkit.quantize.lanes import (
     load,
     select,
     splat,
-    store,
     store_bytes,
 )
 
@@ -57,16 +57,14 @@ def quantize_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 @compiled
 def _reach(row):
     """The largest magnitude of a row; infinity if one is infinite or NaN."""
-    largest, done = splat(_ZERO), 0
-    wrong = largest > largest
+    lanes, done = splat(_ZERO), 0
+    wrong = lanes > lanes
     while done + LANES <= row.shape[0]:
         x = absolute(load(row, done))
-        largest = select(x > largest, x, largest)
+        lanes = select(x > lanes, x, lanes)
         wrong = wrong | (select(x <= splat(_LARGEST), splat(_ZERO), splat(_REACH)) > splat(_ZERO))
         done += LANES
-    found = np.empty(LANES, np.float32)
-    store(found, 0, largest)
-    most = np.float32(np.inf) if any_lane(wrong) else np.max(found)
+    most = np.float32(np.inf) if any_lane(wrong) else largest(lanes)
     for place in range(done, row.shape[0]):
         x = np.abs(row[place])
         most = x if x > most else most

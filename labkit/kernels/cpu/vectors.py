@@ -23,6 +23,8 @@ from labkit.quantize.lanes import FLOATS, INTS, LANES
 _FLOAT, _INT, _BYTE = ir.FloatType(), ir.IntType(32), ir.IntType(8)
 _FLOATS_IR = ir.VectorType(_FLOAT, LANES)
 _INTS_IR = ir.VectorType(_INT, LANES)
+_BYTES_IR = ir.VectorType(_BYTE, 4 * LANES)
+_HALVES_IR = ir.VectorType(ir.HalfType(), LANES)
 
 
 def _has(feature: str) -> bool:
@@ -36,6 +38,9 @@ def _has(feature: str) -> bool:
 HAS_PERMUTE = _has("avx512f")
 HAS_BYTE_DOT = _has("avx512vnni")
 HAS_HALF = _has("f16c")
+
+# From LLVM 22 on this instruction takes bytes.
+_BYTES_IN_DOT = llvm.llvm_version_info >= (22,)
 
 
 def _constant(number: int) -> ir.Constant:
@@ -95,7 +100,10 @@ def byte_dot(typing_context, total, unsigned, signed):
     def generate(context, builder, signature, arguments):
         total, left, right = arguments
         if HAS_BYTE_DOT:
-            return _call(builder, "llvm.x86.avx512.vpdpbusd.512", _INTS_IR, arguments)
+            if _BYTES_IN_DOT:
+                left, right = (builder.bitcast(side, _BYTES_IR) for side in (left, right))
+            operands = [total, left, right]
+            return _call(builder, "llvm.x86.avx512.vpdpbusd.512", _INTS_IR, operands)
         for byte in range(4):
             one = builder.and_(builder.lshr(left, _constant(8 * byte)), _constant(255))
             top = builder.shl(right, _constant(24 - 8 * byte))
@@ -135,6 +143,30 @@ def multiply_ints(typing_context, x, y):
 
 
 @intrinsic
+def half_lanes(typing_context, bits):
+    """The float16 in the low 16 bits of each lane, as float32."""
+
+    def generate(context, builder, signature, arguments):
+        low = builder.and_(arguments[0], _constant(0xFFFF))
+        if HAS_HALF:
+            shorts = builder.trunc(low, ir.VectorType(ir.IntType(16), LANES))
+            return builder.fpext(builder.bitcast(shorts, _HALVES_IR), _FLOATS_IR)
+        # The product moves the exponent, and makes a normal number of a subnormal one; what stands
+        # for infinity and NaN has to stay the largest exponent.
+        rest = builder.and_(low, _constant(0x7FFF))
+        moved = builder.bitcast(builder.shl(rest, _constant(13)), _FLOATS_IR)
+        up = ir.Constant(_FLOATS_IR, [2.0**112] * LANES)
+        value = builder.bitcast(builder.fmul(moved, up), _INTS_IR)
+        special = builder.icmp_signed(">=", rest, _constant(0x7C00))
+        top = builder.or_(value, _constant(0x7F800000))
+        value = builder.select(special, top, value)
+        sign = builder.shl(builder.and_(low, _constant(0x8000)), _constant(16))
+        return builder.bitcast(builder.or_(value, sign), _FLOATS_IR)
+
+    return FLOATS(INTS), generate
+
+
+@intrinsic
 def as_floats(typing_context, bits):
     """The float32 that have these bits."""
 
@@ -160,6 +192,19 @@ def total(typing_context, value):
 
     def generate(context, builder, signature, arguments):
         return _fold(builder, arguments[0], builder.fadd)
+
+    return types.float32(FLOATS), generate
+
+
+@intrinsic
+def largest(typing_context, value):
+    """The largest of sixteen float32 lanes, none of them NaN."""
+
+    def generate(context, builder, signature, arguments):
+        def larger(one, other):
+            return builder.select(builder.fcmp_ordered(">", one, other), one, other)
+
+        return _fold(builder, arguments[0], larger)
 
     return types.float32(FLOATS), generate
 
