@@ -35,13 +35,13 @@ class LlamaDecode(LlamaCpp):
         self._length = 0
         return self._go_on(ids)
 
-    def decode(self, token: int, count: int) -> tuple[list[int], float]:
-        """``count`` likeliest tokens, one after another from ``token`` on, and the seconds."""
-        found, seconds = [], 0.0
+    def decode(self, token: int, count: int) -> tuple[list[int], list[float]]:
+        """``count`` likeliest tokens, one after another from ``token`` on; seconds of each."""
+        found, seconds = [], []
         for _ in range(count):
             token, spent = self._go_on([token])
             found.append(token)
-            seconds += spent
+            seconds.append(spent)
         return found, seconds
 
     def _go_on(self, ids: Sequence[int]) -> tuple[int, float]:
