@@ -94,10 +94,10 @@ class Paging:
         self.tables = PageTables(PagePool(pages), self.page_size)
 
     def admit(self, name: int, request: Request) -> bool:
-        # One page stays free for each running sequence: or the next step would evict somebody.
-        running = len(self.tables.sequences)
-        spare = self.tables.pool.free - self.tables.pages_for(request.prompt)
-        if spare < (running + 1 if running else 0):
+        # A few pages stay free for those who run: or the next step would evict somebody.
+        pool = self.tables.pool
+        spare = max(1, pool.pages // 50) if self.tables.sequences else 0
+        if pool.free - self.tables.pages_for(request.prompt) < spare:
             return False
         self.tables.add(name)
         self.tables.extend(name, request.prompt)
@@ -125,30 +125,32 @@ class Paging:
 def serve(requests: list[Request], store: Store, steps: int) -> Iterator[Moment]:
     """The memory after each of `steps` steps. All requests wait at the door from the beginning.
 
-    A sequence that cannot grow is evicted: its memory is freed, and it waits again, first in line.
+    Where memory runs out whoever came last is evicted, and waits again, first in line: its tokens
+    are known and will be read again as a longer prompt.
 
     Raises SchemeError for a request that could never fit.
     """
     if any(request.prompt + request.answer > store.slots for request in requests):
         raise SchemeError("a request is longer than the memory", "serve", "Use more slots.")
+    goals = [request.prompt + request.answer for request in requests]
     waiting = list(enumerate(requests))
-    lengths: dict[int, int] = {}
+    lengths: dict[int, int] = {}  # of those who run, in order of arrival
     done = 0
     for _ in range(steps):
         while waiting and store.admit(*waiting[0]):
             name, request = waiting.pop(0)
             lengths[name] = request.prompt
         for name in list(lengths):
-            request = requests[name]
-            if lengths[name] == request.prompt + request.answer:
+            if name in lengths and lengths[name] == goals[name]:
+                store.leave(name)
+                del lengths[name]
                 done += 1
-            elif store.grow(name):
+            while name in lengths and not store.grow(name):
+                last, length = lengths.popitem()
+                store.leave(last)
+                waiting.insert(0, (last, Request(length, goals[last] - length)))
+            if name in lengths:
                 lengths[name] += 1
-                continue
-            else:
-                waiting.insert(0, (name, request))
-            store.leave(name)
-            del lengths[name]
         owner = store.owner(lengths)
         used, reserved = int((owner >= 0).sum()), int((owner != -1).sum())
         yield Moment(len(lengths), used, reserved, done, owner)
