@@ -51,24 +51,40 @@ def times_block() -> str:
 
 
 def bench_block(group: str) -> str:
-    """Ours beside the libraries: times, their ratio, the errors of both."""
+    """Ours beside the libraries: times, their ratio, the errors of both; or memory beside files."""
     result = _read(f"bench-{group}.json")
     rows = result["rows"]
+    made = result["made_with"]
+    source = f"`{result['command']}`, {made['cpu']}, torch {made['torch']}."
+    if "file_bytes" in rows[0]:
+        return "\n".join([*_memory_lines(rows), "", source])
     # A note that several rows share is said once, with the first of them; notes that differ from
-    # row to row have a column.
+    # row to row have a column. So have errors, where anything is compared.
     notes = {row["note"]: row["what"].split(",")[0] for row in reversed(rows)}
-    column = len(notes) > len(rows) / 2
-    heads = ["what", "beside", "ours", "theirs", "times as fast", "our error", "theirs"]
-    heads += ["note"] * column
+    noted = len(notes) > len(rows) / 2
+    compared = any(row["error"] is not None for row in rows)
+    heads = ["what", "beside", "ours", "theirs", "times as fast"]
+    heads += ["our error", "theirs"] * compared + ["note"] * noted
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for row in rows:
         cells = [row["what"], row["peer"], _seconds(row["seconds"]), _seconds(row["peer_seconds"])]
-        cells += [f"{row['ratio']:.1f}", _error(row["error"]), _error(row["peer_error"])]
-        lines.append(f"| {' | '.join(cells + [row['note']] * column)} |")
-    made = result["made_with"]
-    below = [f"- {what}: {note}." for note, what in reversed(notes.items()) if note and not column]
-    source = f"`{result['command']}`, {made['cpu']}, torch {made['torch']}."
+        # Near 1 the second digit says who is ahead.
+        cells.append(f"{row['ratio']:.2f}" if row["ratio"] < 1.95 else f"{row['ratio']:.1f}")
+        cells += [_error(row["error"]), _error(row["peer_error"])] * compared
+        lines.append(f"| {' | '.join(cells + [row['note']] * noted)} |")
+    below = [f"- {what}: {note}." for note, what in reversed(notes.items()) if note and not noted]
     return "\n".join([*lines, "", *below, "", source])
+
+
+def _memory_lines(rows: list[dict[str, Any]]) -> list[str]:
+    heads = ("format", "weights", "file, MB", "loaded, MB", "peak", "after tokens", "loaded / file")
+    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    for row in rows:
+        sizes = [row[f"{name}_bytes"] for name in ("file", "resident", "peak", "running")]
+        cells = [row["what"], f"{row['parameters'] / 1e6:.0f} M"]
+        cells += ["" if size is None else f"{size / 1e6:.0f}" for size in sizes]
+        lines.append(f"| {' | '.join([*cells, format(row['resident_ratio'], '.2f')])} |")
+    return lines
 
 
 def gguf_block() -> str:

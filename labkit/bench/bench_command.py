@@ -39,6 +39,13 @@ GROUPS = {
     "memory": Group("resident memory of a loaded model", "the bytes of its file"),
 }
 
+# The modules whose `rows(effort)` measures a group; one with a `table` prints its own.
+MODULES = {
+    "kernels": "labkit.bench.kernel_rows",
+    "decode": "labkit.bench.decode_rows",
+    "memory": "labkit.bench.memory_rows",
+}
+
 app = typer.Typer(help="Ours beside the real libraries, in one run.", add_completion=False)
 _ONLY = typer.Option(help="May be repeated.")
 
@@ -149,18 +156,10 @@ def memory(
     _run("memory", Options(quick, rounds, threads, as_json, save, chart))
 
 
-# The modules whose `rows(effort)` measures a group; one with a `table` prints its own.
-_MODULES = {
-    "kernels": "labkit.bench.kernel_rows",
-    "decode": "labkit.bench.decode_rows",
-    "memory": "labkit.bench.memory_rows",
-}
-
-
 def _run(group: str, options: Options) -> None:
     from labkit.bench.tables import bench_table
 
-    module = importlib.import_module(_MODULES[group])
+    module = importlib.import_module(MODULES[group])
     table = getattr(module, "table", bench_table)
     means = getattr(module, "RATIO_MEANS", "times as fast as the peer")
     harness.run(group, lambda effort: module.rows(effort), table, options, ratio_means=means)

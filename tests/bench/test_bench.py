@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 
+import numba
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from labkit.bench import bench_command, gptq_rows, quantizers
@@ -13,6 +16,14 @@ from labkit.bench.rows import BenchRow, Effort, alternate
 from labkit.core.errors import FormatError, PeerMissingError, SchemeError
 
 ROW = BenchRow("GPTQ", "AutoGPTQ", 0.5, 4.0, 0.1, 0.2, rounds=2)
+
+
+@pytest.fixture(autouse=True)
+def threads_as_before():
+    before = torch.get_num_threads(), numba.get_num_threads()
+    yield
+    torch.set_num_threads(before[0])
+    numba.set_num_threads(before[1])
 
 
 @pytest.fixture
@@ -79,17 +90,9 @@ def test_options_that_cannot_be_meant(two_sources, tmp_path):
 
 
 def test_two_numbers_of_threads_and_a_chart(two_sources, tmp_path):
-    import numba
-    import torch
-
-    before = torch.get_num_threads(), numba.get_num_threads()
     chart, saved = tmp_path / "chart.png", tmp_path / "bench.json"
     words = ["--threads", "1,2", "--chart", str(chart), "--save", str(saved), "--only", "fine"]
-    try:
-        done = CliRunner().invoke(bench_command.app, ["quantizers", *words])
-    finally:
-        torch.set_num_threads(before[0])
-        numba.set_num_threads(before[1])
+    done = CliRunner().invoke(bench_command.app, ["quantizers", *words])
     assert done.exit_code == 0, done.output
     assert "1 thread each" in done.output and "2 threads each" in done.output
     assert chart.read_bytes().startswith(b"\x89PNG")
@@ -108,6 +111,24 @@ def test_a_group_that_fails_says_why(two_sources, monkeypatch, tmp_path):
     done = CliRunner().invoke(bench_command.app, ["quantizers", "--save", str(saved)])
     assert done.exit_code == 1 and "no such grid" in done.output
     assert not saved.exists()
+
+
+@pytest.mark.parametrize("group", sorted(bench_command.MODULES))
+def test_groups_of_one_module_are_shown_and_kept(group, monkeypatch, tmp_path):
+    module = importlib.import_module(bench_command.MODULES[group])
+    row = ROW
+    if group == "memory":
+        row = module.MemoryRow("GGUF Q4_K", "its file", 1000, 100, 110, 150, 120)
+    monkeypatch.setattr(module, "rows", lambda effort: iter(["a peer is missing", row]))
+    saved, chart = tmp_path / "x.json", tmp_path / "x.png"
+    words = [group, "--quick", "--threads", "2", "--save", str(saved), "--chart", str(chart)]
+    done = CliRunner().invoke(bench_command.app, words)
+    assert done.exit_code == 0, done.output
+    assert "a peer is missing" in done.output and row.what in done.output
+    record = json.loads(saved.read_text())
+    assert record["command"] == f"labkit bench {group} --quick --threads 2"
+    assert record["rows"] == [{"threads": 2} | row.as_dict()]
+    assert chart.stat().st_size > 1000
 
 
 def test_bars_say_which_side_is_ahead():
@@ -136,8 +157,6 @@ def test_both_sides_take_turns():
 
 
 def test_relative_error_is_that_of_the_outputs():
-    import torch
-
     generator = torch.Generator().manual_seed(0)
     x, weight, noise = (torch.randn(n, 8, generator=generator) for n in (50, 4, 4))
     hessian = 2 / 50 * x.T @ x
