@@ -186,16 +186,20 @@ def read_bandwidth(nbytes: int = 2**28, *, seconds: float = 0.5) -> float:
     return tables[0].nbytes / shortest([lambda t=t: read(t) for t in tables], seconds=seconds)
 
 
-def product_rate(kind: str = "float32", size: int = 1024, *, seconds: float = 0.5) -> float:
+def product_rate(kind: str = "float32", size: int | None = None, *, seconds: float = 0.5) -> float:
     """Operations a second of a product of two matrices [size, size], the best in ``seconds``.
 
     Args:
         kind: "float32" or "bfloat16": torch's product. "int8": `labkit.kernels.int8_linear`.
+        size: None: 512, or 1024 for more than four threads of torch: work for all of them, and yet
+            short enough to be done without a pause where other processes want the cores, too.
 
     Raises:
         SchemeError: another kind.
         ShapeError: a size below 1.
     """
+    if size is None:
+        size = 512 if torch.get_num_threads() <= 4 else 1024
     _require_positive(size=size)
     if kind not in PRODUCTS:
         raise SchemeError(f"kind {kind!r}", "product_rate", f"There are {', '.join(PRODUCTS)}.")

@@ -109,7 +109,9 @@ def test_rates_are_counts_over_the_shortest_call(monkeypatch):
     assert seconds == 3 and int(words) % 2**32 == 512 // 4 * 0x01010101 % 2**32
     for kind in roofline.PRODUCTS:
         assert product_rate(kind, 64, seconds=3) == 2 * 64**3 / 2
-    assert roofline.measure_roof(seconds=3) == Roof(2**24 / 2, 2 * 1024**3 / 2)
+    for threads, size in ((4, 512), (5, 1024)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda count=threads: count)
+        assert roofline.measure_roof(seconds=3) == Roof(2**24 / 2, 2 * size**3 / 2)
     assert len(made[-2][1]) == 16  # pieces of 16 MiB, in turns
 
 
