@@ -6,8 +6,6 @@ small as its file, and computes with the kernels of `labkit.kernels`.
 
 from __future__ import annotations
 
-import ctypes
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -17,6 +15,7 @@ import torch
 from labkit import formats
 from labkit.core.errors import ModelError
 from labkit.formats.gguf.reader import GgufFile
+from labkit.models.freed import give_back
 from labkit.models.from_gguf import write_tokenizer
 from labkit.models.packed_build import build
 from labkit.models.packed_gguf import gguf_checkpoint
@@ -73,7 +72,7 @@ def load_packed(
             where=str(path),
             remedy="Give a folder that labkit quantized, or a GGUF file.",
         )
-    _trim()
+    give_back()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.to(device).eval(), tokenizer
 
@@ -93,11 +92,3 @@ def _gguf_tokenizer(file: GgufFile) -> PreTrainedTokenizerBase | None:
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer(file, Path(folder))
         return _tokenizer(Path(folder))
-
-
-def _trim() -> None:
-    """Give freed memory back: unpacking leaves holes that glibc would keep for itself."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
-        if trim is not None:
-            trim(0)

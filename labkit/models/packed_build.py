@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from labkit.core.errors import LabkitError, ModelError, SchemeError
 from labkit.formats.checkpoint import Checkpoint
+from labkit.models.freed import give_back
 from labkit.models.quantized import built, config_of, misfit, says_nothing, tied_head
 from labkit.models.skeleton import parameters_on_meta
 from labkit.models.walking import is_linear, weight_matrix
@@ -88,6 +89,9 @@ def _read(
         except LabkitError as error:
             error.add_note(f"in {theirs}")
             raise
+        if isinstance(found[name], Form):
+            del value
+            give_back()  # else the peak grows by a part of each layer
     missing = sorted(set(shapes) - set(found) - tied_head(skeleton))
     if missing:
         raise misfit(f"no tensor for {missing[0]!r}, and {len(missing) - 1} others")

@@ -12,6 +12,7 @@ from labkit.core.packing import pack_bits, unpack_bits
 from labkit.core.tensor import QuantizedTensor
 from labkit.nn.packed.form import Form, Index
 
+_RUN = 2**19  # weights that are packed at a time
 _EIGHT = 8  # codes that end on a byte, whatever their width
 
 
@@ -47,8 +48,9 @@ class BitsForm(Form):
         codes = weight.codes
         if bits < 8:
             offset = 2 ** (bits - 1) if weight.scheme.symmetric else 0
-            padded = torch.nn.functional.pad(codes, (0, -columns % _EIGHT)).to(torch.int16)
-            codes = pack_bits(padded + offset, bits).reshape(len(codes), -1)
+            step = max(1, _RUN // columns)
+            runs = [_packed(run, bits, offset) for run in codes.split(step)]
+            codes = torch.cat(runs)
         zero = weight.zero_point
         return cls(
             codes.contiguous(),
@@ -105,3 +107,9 @@ class BitsForm(Form):
         count = packed.shape[1] // self.bits * _EIGHT
         codes = unpack_bits(packed.reshape(-1), self.bits, len(packed) * count)
         return codes.reshape(len(packed), count)[:, : self.in_features]
+
+
+def _packed(codes: Tensor, bits: int, offset: int) -> Tensor:
+    """Codes [rows, in] as a bit stream a row, uint8 [rows, bytes]; each is stored plus offset."""
+    padded = torch.nn.functional.pad(codes, (0, -codes.shape[1] % _EIGHT)).to(torch.int16)
+    return pack_bits(padded + offset, bits).reshape(len(codes), -1)

@@ -11,7 +11,7 @@ from labkit.core.tensor import QuantizedTensor
 from labkit.kernels import Int4Weight, int4_linear
 from labkit.nn.packed.form import Form, Index
 
-_RUN = 2**22  # weights that are packed at a time: what that takes beside them stays small
+_RUN = 2**19  # weights that are packed at a time: what that takes beside them stays small
 
 
 @dataclass(frozen=True, eq=False)
