@@ -94,6 +94,7 @@ def measure_gptq(
     _compile_gptq()
     watch = Watch()
     source = FolderSource(folder)
+    watch.before = resident_bytes()  # the libraries are in memory now, and no weights yet
     vocabulary = source.model.config.vocab_size
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, vocabulary, (sequences, length), generator=generator)
