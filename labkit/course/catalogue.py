@@ -38,6 +38,7 @@ CHAPTERS = (
     Chapter("07_gguf", 90, "What is in the file on your laptop?"),
     Chapter("08_qat", 110, "What can training fix that rounding cannot?"),
     Chapter("09_kernels", 100, "Why is 4-bit faster, and when is it not?"),
+    Chapter("10_kv_cache_fp8", 90, "What fills the memory when the weights no longer do?"),
 )
 
 PROJECTS = (
