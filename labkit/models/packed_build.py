@@ -16,6 +16,7 @@ from labkit.models.skeleton import parameters_on_meta
 from labkit.models.walking import is_linear, weight_matrix
 from labkit.nn.packed import Form, PackedWeight, form_of
 from labkit.nn.packed.floats import FloatForm
+from labkit.nn.packed.gguf import GgufForm
 from labkit.nn.quant_embedding import QuantEmbedding
 from labkit.nn.quant_linear import QuantLinear
 
@@ -48,12 +49,12 @@ def build(checkpoint: Checkpoint, dtype: torch.dtype, activation_bits: Bits) -> 
     with parameters_on_meta():
         model = built(AutoModelForCausalLM, config).to(torch.float32)
     _place(model, weights, checkpoint, dtype, activation_bits)
-    _tie(model, weights)
+    _tie(model, weights, activation_bits)
     if activation_bits == 8 and not any(_rounds(module) for module in model.modules()):
         raise SchemeError(
             "no layer has a kernel for 8-bit activations",
             where=type(model).__name__,
-            remedy="4-bit integers and 8-bit ones by channel have; else choose 16.",
+            remedy="4-bit integers, 8-bit ones by channel, some GGUF types have; else choose 16.",
         )
     return model.requires_grad_(False).eval()
 
@@ -69,6 +70,7 @@ def _read(
     shapes = {name: tuple(t.shape) for name, t in skeleton.state_dict().items()}
     modules = dict(skeleton.named_modules())
     found: dict[str, Form | Tensor] = {}
+    tied = tied_head(skeleton)
     for theirs, value in _values(checkpoint):
         name = _own_name(theirs, shapes)
         if name not in shapes:
@@ -83,7 +85,8 @@ def _read(
         if tuple(value.shape) != wanted:
             raise misfit(f"{theirs!r} is {tuple(value.shape)}, by config.json {wanted}")
         inputs = checkpoint.inputs.get(theirs.removesuffix(".weight"))
-        integers = bits == 8 or (inputs is not None and inputs.kind == "int")
+        wanted_bits = 16 if _is_table(module) and not tied else bits
+        integers = wanted_bits == 8 or (inputs is not None and inputs.kind == "int")
         try:
             found[name] = _kept(value, module if matrix else None, dtype, integers)
         except LabkitError as error:
@@ -92,7 +95,7 @@ def _read(
         if isinstance(found[name], Form):
             del value
             give_back()  # else the peak grows by a part of each layer
-    missing = sorted(set(shapes) - set(found) - tied_head(skeleton))
+    missing = sorted(set(shapes) - set(found) - tied)
     if missing:
         raise misfit(f"no tensor for {missing[0]!r}, and {len(missing) - 1} others")
     return found
@@ -134,6 +137,8 @@ def _kept(
             return value.to(dtype) if value.is_floating_point() else value
         turned = value.T.contiguous() if type(module).__name__ == "Conv1D" else value
         return form_of(turned)
+    # Panels of GGUF blocks are for a CPU; on a GPU the blocks are read as they are.
+    integers = integers and not (isinstance(value, GgufForm) and torch.cuda.is_available())
     form = form_of(value, integer_inputs=integers)
     wide = isinstance(form, FloatForm) and form.weight.dtype.itemsize >= dtype.itemsize
     if module is not None and not wide:
@@ -183,7 +188,7 @@ def _factor(table: nn.Module) -> float | None:
     return None if scale is None else float(scale)
 
 
-def _tie(model: PreTrainedModel, weights: dict[str, Form | Tensor]) -> None:
+def _tie(model: PreTrainedModel, weights: dict[str, Form | Tensor], bits: Bits) -> None:
     """Give a head without a weight of its own the embedding's."""
     for name in tied_head(model) - set(weights):
         owner = name.removesuffix(".weight")
@@ -193,4 +198,5 @@ def _tie(model: PreTrainedModel, weights: dict[str, Form | Tensor]) -> None:
             continue
         shared: PackedWeight = table.weight
         bias = weights.get(f"{owner}.bias")
-        _replace(model, owner, QuantLinear(shared, bias if isinstance(bias, Tensor) else None))
+        wanted = bits if bits in shared.form.activations else 16
+        _replace(model, owner, QuantLinear(shared, bias, wanted))

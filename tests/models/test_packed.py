@@ -131,8 +131,10 @@ def _packed_everywhere(model):
         assert parameter.ndim == 1 or parameter.shape[0] == 128  # norms; float32 embeddings
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "opt"])
-@pytest.mark.parametrize("kind", ["Q4_0", "Q8_0"])
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [*((family, "Q4_0") for family in FAMILIES if family != "opt"), ("llama", "Q8_0")],
+)
 def test_a_gguf_file_runs_packed(family, kind, tmp_path):
     path = tmp_path / "model.gguf"
     to_gguf((tiny(family), None), path, kind)
@@ -195,6 +197,11 @@ def test_eight_bit_activations(tmp_path):
     assert 1e-4 < difference(packed, wanted) < ROUNDED
     layers = [m for m in packed.modules() if isinstance(m, QuantLinear)]
     assert {m.activation for m in layers if m.weight.form.kind == "int4"} == {"8"}
+    to_gguf((tiny("llama_gqa_tied"), None), tmp_path / "m.gguf", "Q4_0")
+    rounded, _ = load_packed(tmp_path / "m.gguf", activation_bits=8)
+    assert 1e-4 < difference(rounded, load_packed(tmp_path / "m.gguf")[0]) < ROUNDED
+    head = rounded.get_output_embeddings()
+    assert head.activation == "8" and head.weight is rounded.get_input_embeddings().weight
     with pytest.raises(SchemeError, match="no layer has a kernel"):
         load_packed(FOLDERS["nf4"](tmp_path / "nf4"), activation_bits=8)
     with pytest.raises(ModelError, match="4 activation bits"):

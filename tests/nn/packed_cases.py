@@ -8,10 +8,10 @@ import torch
 
 from labkit.core.float8_tensor import Float8Tensor
 from labkit.core.scheme import QuantScheme
-from labkit.kernels import Int8Weight
+from labkit.kernels import GgufPanels, Int8Weight
 from labkit.quantize import gguf, nf4, rtn
 
-ROWS, COLUMNS = 70, 256
+ROWS, COLUMNS = 80, 256
 
 
 def _integers(bits, symmetric, group, scale=torch.float16, act_order=False):
@@ -32,6 +32,14 @@ def _blocks(type_name):
         packed = gguf.quantize(weight, type_name)
         wanted = torch.from_numpy(gguf.dequantize(packed, type_name))
         return (torch.from_numpy(packed), type_name), wanted
+
+    return make
+
+
+def _side_by_side(type_name):
+    def make(weight):
+        (blocks, _), wanted = _blocks(type_name)(weight)
+        return GgufPanels.from_blocks(blocks, type_name), wanted
 
     return make
 
@@ -82,6 +90,8 @@ CASES = {
     "Q3_K": _blocks("Q3_K"),
     "Q6_K": _blocks("Q6_K"),
     "IQ4_XS": _blocks("IQ4_XS"),
+    "Q4_K panels": _side_by_side("Q4_K"),
+    "Q6_K panels": _side_by_side("Q6_K"),
     "float16": _floats(torch.float16),
     "bfloat16": _floats(torch.bfloat16),
 }

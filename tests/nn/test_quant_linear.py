@@ -115,6 +115,16 @@ def test_eight_bit_activations(name):
     assert "8-bit inputs" in repr(layer)
 
 
+def test_eight_bit_activations_with_gguf_blocks():
+    weight, wanted = case("Q4_K")
+    layer, x = QuantLinear(weight, activation_bits=8), torch.randn(5, COLUMNS)
+    assert layer.weight.form.kind == "gguf panels"
+    assert torch.equal(layer.dequantize(), wanted)
+    codes, scale = quantize_tokens(x.reshape(-1, 32))  # a scale for each run of 32
+    rounded = (codes * scale).reshape(x.shape)
+    torch.testing.assert_close(layer(x), rounded @ wanted.T, rtol=1e-4, atol=1e-4)
+
+
 def test_symmetric_int8_is_laid_out_for_integer_inputs():
     quantized, wanted = case("int8 sym channel")
     layer = QuantLinear(quantized, activation_bits=8)

@@ -1,7 +1,7 @@
 """Packed weights: bytes as a file has them, and the kernel that multiplies with them.
 
 form            what every packed weight can do; the classes below do it
-int4, int8, bits, codebook, float8, gguf, floats
+int4, int8, bits, codebook, float8, gguf, panels, floats
 choose          which of them a quantized weight becomes
 weight          the module whose buffers are the bytes
 operators       the same calls as operators that torch.compile leaves alone

@@ -9,7 +9,7 @@ from labkit.core.errors import SchemeError
 from labkit.core.float8_tensor import Float8Tensor
 from labkit.core.quantized import Quantized
 from labkit.core.tensor import QuantizedTensor
-from labkit.kernels import Int4Weight, Int8Weight
+from labkit.kernels import GgufPanels, Int4Weight, Int8Weight
 from labkit.kernels.int8_weight import LONGEST
 from labkit.nn.packed.bits import BitsForm
 from labkit.nn.packed.codebook import CodebookForm
@@ -19,16 +19,27 @@ from labkit.nn.packed.form import Form
 from labkit.nn.packed.gguf import GgufForm
 from labkit.nn.packed.int4 import Int4Form
 from labkit.nn.packed.int8 import Int8Form
+from labkit.nn.packed.panels import PanelsForm
 
-Packable = Form | Quantized | Int4Weight | Int8Weight | Tensor | tuple[Tensor, str]
+Packable = Form | Quantized | Int4Weight | Int8Weight | GgufPanels | Tensor | tuple[Tensor, str]
 
 FORMS: dict[str, type[Form]] = {
     form.kind: form
-    for form in (Int4Form, Int8Form, BitsForm, CodebookForm, Float8Form, GgufForm, FloatForm)
+    for form in (
+        Int4Form,
+        Int8Form,
+        BitsForm,
+        CodebookForm,
+        Float8Form,
+        GgufForm,
+        PanelsForm,
+        FloatForm,
+    )
 }
 _WRAPPED = {
     Int4Weight: Int4Form,
     Int8Weight: Int8Form,
+    GgufPanels: PanelsForm,
     CodebookTensor: CodebookForm,
     Float8Tensor: Float8Form,
     Tensor: FloatForm,
@@ -41,17 +52,19 @@ def form_of(weight: Packable, *, integer_inputs: bool = False) -> Form:
     Args:
         weight: a quantized weight, a packed one, GGUF blocks with the name of their type, or a
             matrix of floats.
-        integer_inputs: inputs will be 8-bit integers: symmetric 8-bit weights are laid out for the
-            integer kernel then.
+        integer_inputs: inputs will be 8-bit integers: symmetric 8-bit weights, and GGUF blocks on
+            a CPU, are laid out for the integer kernels then.
 
     Raises:
         SchemeError: a weight of another kind.
         ShapeError: not a matrix.
     """
+    if isinstance(weight, tuple):
+        weight = GgufForm(*weight)
+    if integer_inputs and isinstance(weight, GgufForm) and PanelsForm.fits(weight):
+        return PanelsForm.packed(weight)
     if isinstance(weight, Form):
         return weight
-    if isinstance(weight, tuple):
-        return GgufForm(*weight)
     for kind, form in _WRAPPED.items():
         if isinstance(weight, kind):
             return form(weight)
