@@ -7,11 +7,12 @@ import pytest
 import torch
 from tiny_models import tiny
 
-from labkit.core.errors import ModelError, SchemeError, ShapeError
+from labkit.core.errors import ModelError, NonFiniteError, SchemeError, ShapeError
 from labkit.models import load
 from labkit.models.decode import decode
 from labkit.models.decoder import decoder_from_gguf, decoder_from_model
 from labkit.models.gguf_model import through_gguf
+from labkit.models.packed import load_packed
 from labkit.models.to_gguf import to_gguf
 
 _IDS = list(range(5, 45))
@@ -65,10 +66,10 @@ def test_the_bundled_model_writes_the_tokens_of_generate(tmp_path) -> None:
     model, tokenizer = load()
     prompt = "The function returns a list of"
     ids = tokenizer(prompt)["input_ids"]
-    wanted = _generated(model, ids, 40)
+    wanted = _generated(model, ids, 20)
     decoder = decoder_from_model(model, capacity=256)
-    assert decode(decoder, ids, 40, stop=_ends(model)).tokens == wanted
-    assert decode(model, ids, 40).tokens == wanted
+    assert decode(decoder, ids, 20, stop=_ends(model)).tokens == wanted
+    assert decode(model, ids, 20).tokens == wanted
     # The same from a file of 4 bits, with float activations as the peer has them.
     to_gguf((model, tokenizer), tmp_path / "m.gguf", "Q4_0", pure=True)
     from labkit.models.from_gguf import weights_of
@@ -77,8 +78,8 @@ def test_the_bundled_model_writes_the_tokens_of_generate(tmp_path) -> None:
     for name, parameter in model.named_parameters():
         parameter.data.copy_(state[name])
     file = decoder_from_gguf(tmp_path / "m.gguf", capacity=256, activation_bits=16)
-    found = decode(file, ids, 40, stop=_ends(model))
-    assert found.tokens == _generated(model, ids, 40) != wanted
+    found = decode(file, ids, 20, stop=_ends(model))
+    assert found.tokens == _generated(model, ids, 20) != wanted
     assert found.cache_nbytes == file.cache_nbytes
 
 
@@ -119,3 +120,22 @@ def test_what_does_not_fit_is_refused(tmp_path) -> None:
     model.model.layers[0].mlp.up_proj = torch.nn.Sequential(model.model.layers[0].mlp.up_proj)
     with pytest.raises(ModelError, match="Sequential"):
         decoder_from_model(model)
+
+
+@pytest.mark.parametrize("bits", [16, 8])
+def test_an_overflow_is_said(bits, tmp_path) -> None:
+    model = _sized("llama")
+    model.model.layers[1].mlp.down_proj.weight.mul_(1e38)
+    model.model.layers[1].mlp.up_proj.weight.mul_(1e30)
+    to_gguf((model, None), tmp_path / "m.gguf", "F32")
+    decoder = decoder_from_gguf(tmp_path / "m.gguf", activation_bits=bits)
+    with pytest.raises(NonFiniteError):
+        decoder.forward(_IDS)
+    assert decoder.length == 0
+
+
+def test_a_packed_model_of_transformers_writes_the_same_tokens(tmp_path) -> None:
+    to_gguf((_sized("llama"), None), tmp_path / "m.gguf", "Q4_K_S")
+    model, _ = load_packed(tmp_path / "m.gguf")
+    decoder = decoder_from_gguf(tmp_path / "m.gguf", activation_bits=16)
+    assert decode(model, _IDS[:9], 8, "fp16").tokens == decode(decoder, _IDS[:9], 8).tokens

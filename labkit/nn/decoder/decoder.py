@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from labkit.core.errors import ModelError, ShapeError
+from labkit.core.errors import ModelError, NonFiniteError, ShapeError
 from labkit.nn.decoder import step
 from labkit.nn.decoder.activations import BLOCK
 from labkit.nn.decoder.panels import LAYOUTS, PanelWeight
@@ -134,6 +134,7 @@ class Decoder:
 
         Raises:
             ShapeError: no token, more than the cache has room for, or ids beyond the vocabulary.
+            NonFiniteError: a sum overflowed; the tokens are not in the cache then.
         """
         tokens = [int(token) for token in ids]
         where = "Decoder.forward"
@@ -174,6 +175,10 @@ class Decoder:
             wanted,
             logits[:wanted],
         )
+        if not np.isfinite(x).all():
+            raise NonFiniteError(
+                "NaN or infinity behind the layers", "Decoder", "Check weights and activations."
+            )
         self.length += len(tokens)
         return logits[:wanted, : self.shape.vocabulary].copy()
 

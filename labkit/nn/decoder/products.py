@@ -181,7 +181,7 @@ def panel_product(kind, panel, columns, eight, x, codes, scale, less, out, place
         x: float32 [tokens, columns or more]; codes, scale, less: see `activations`.
         out: float32 [tokens, place + 16 or more].
     """
-    tokens, token, chunks = x.shape[0], 0, columns >> 5
+    tokens, token, chunks = x.shape[0], np.int64(0), columns >> 5
     while token < tokens:
         if tokens - token >= 4:
             if kind <= LAST_FLOAT:

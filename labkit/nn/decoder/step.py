@@ -19,11 +19,12 @@ from labkit.quantize.lanes import LANES
 ADDRESS, PANELS, COLUMNS, PANEL_BYTES, KIND = range(5)
 Q, K, V, OUT, GATE, UP, DOWN = range(7)
 IN_A_LAYER = 7
+_FIRST = np.int64(0)
 
 
 @compiled
 def _multiply(part, count, table, eight, x, work, out, add):
-    """out = x @ a matrix's rows that are this thread's; ``add``: onto what is there.
+    """out = x @ a matrix's rows that are this thread's; ``add``: 1: onto what is there.
 
     work: (codes, scale, less, spare): see `Buffers`.
     """
@@ -36,39 +37,41 @@ def _multiply(part, count, table, eight, x, work, out, add):
             panel_product(kind, place, columns, eight, x, codes, scale, less, out, panel * LANES)
             continue
         own = spare[part]
-        panel_product(kind, place, columns, eight, x, codes, scale, less, own, 0)
+        panel_product(kind, place, columns, eight, x, codes, scale, less, own, _FIRST)
         for token in range(x.shape[0]):
             for lane in range(LANES):
                 out[token, panel * LANES + lane] += own[token, lane]
 
 
 @compiled
+def _round_blocks(row, first, last, eight, codes, scale, less):
+    """Make blocks ``first`` … ``last`` - 1 of a token's x ready for packed weights."""
+    for block in range(first, last):
+        if eight:
+            round_block(row, block, codes, scale, less)
+        else:
+            sums_block(row, block, less)
+
+
+@compiled
 def _round(part, count, x, columns, eight, work):
-    """Make x ready for packed weights; threads take blocks of all tokens."""
+    """Threads take blocks of all tokens."""
     codes, scale, less = work[0], work[1], work[2]
     blocks = columns // BLOCK
+    first, last = part * blocks // count, (part + 1) * blocks // count
     for token in range(x.shape[0]):
-        for block in range(part * blocks // count, (part + 1) * blocks // count):
-            if eight:
-                round_block(x[token], block, codes[token], scale[token], less[token])
-            else:
-                sums_block(x[token], block, less[token])
+        _round_blocks(x[token], first, last, eight, codes[token], scale[token], less[token])
 
 
 @compiled
 def _norm_and_round(part, count, x, columns, weight, epsilon, eight, normed, work):
-    """RMSNorm of whole tokens, and what `_round` does."""
+    """RMSNorm of whole tokens, and what `_round` does; threads take tokens."""
+    codes, scale, less = work[0], work[1], work[2]
+    first, last = np.int64(0), columns // BLOCK
     for token in range(part, x.shape[0], count):
-        normalize(x[token], columns, weight, epsilon, normed[token])
-        one = normed[token : token + 1]
-        _round(
-            0,
-            1,
-            one,
-            columns,
-            eight,
-            (work[0][token : token + 1], work[1][token : token + 1], work[2][token : token + 1]),
-        )
+        row = normed[token]
+        normalize(x[token], columns, weight, epsilon, row)
+        _round_blocks(row, first, last, eight, codes[token], scale[token], less[token])
 
 
 @compiled
@@ -168,14 +171,16 @@ def forward(
     tokens, hidden, dim = x.shape[0], norms.shape[1], keys.shape[3]
     factor = np.float32(1.0 / np.sqrt(dim))
     layers = keys.shape[0]
+    # Not literals: each literal would have everything below compiled once more.
+    new, onto = np.int64(0), np.int64(1)
     for layer in range(layers):
         m = IN_A_LAYER * layer
         norm = norms[2 * layer]
         _norm_and_round(part, count, x, hidden, norm, epsilon, eight, normed, work)
         meet(meeting, count)
-        _multiply(part, count, table[m + Q], eight, normed, work, q, False)
-        _multiply(part, count, table[m + K], eight, normed, work, k, False)
-        _multiply(part, count, table[m + V], eight, normed, work, v, False)
+        _multiply(part, count, table[m + Q], eight, normed, work, q, new)
+        _multiply(part, count, table[m + K], eight, normed, work, k, new)
+        _multiply(part, count, table[m + V], eight, normed, work, v, new)
         meet(meeting, count)
         _attention(
             part,
@@ -193,13 +198,13 @@ def forward(
         meet(meeting, count)
         _round(part, count, mixed, table[m + OUT, COLUMNS], eight, work)
         meet(meeting, count)
-        _multiply(part, count, table[m + OUT], eight, mixed, work, x, True)
+        _multiply(part, count, table[m + OUT], eight, mixed, work, x, onto)
         meet(meeting, count)
         norm = norms[2 * layer + 1]
         _norm_and_round(part, count, x, hidden, norm, epsilon, eight, normed, work)
         meet(meeting, count)
-        _multiply(part, count, table[m + GATE], eight, normed, work, gates, False)
-        _multiply(part, count, table[m + UP], eight, normed, work, ups, False)
+        _multiply(part, count, table[m + GATE], eight, normed, work, gates, new)
+        _multiply(part, count, table[m + UP], eight, normed, work, ups, new)
         panels = table[m + GATE, PANELS]
         first, last = part * panels // count * LANES, (part + 1) * panels // count * LANES
         for token in range(tokens):
@@ -207,12 +212,12 @@ def forward(
         meet(meeting, count)
         _round(part, count, gates, table[m + DOWN, COLUMNS], eight, work)
         meet(meeting, count)
-        _multiply(part, count, table[m + DOWN], eight, gates, work, x, True)
+        _multiply(part, count, table[m + DOWN], eight, gates, work, x, onto)
         meet(meeting, count)
     last = x[tokens - wanted :]
     norm = norms[2 * layers]
     _norm_and_round(part, count, last, hidden, norm, epsilon, eight, normed, work)
     meet(meeting, count)
     head = table[IN_A_LAYER * layers]
-    _multiply(part, count, head, eight, normed[:wanted], work, logits, False)
+    _multiply(part, count, head, eight, normed[:wanted], work, logits, new)
     meet(meeting, count)
