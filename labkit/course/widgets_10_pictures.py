@@ -19,10 +19,11 @@ def heat_maps(maps: Mapping[str, Tensor]) -> Figure:
     """|x| of each [tokens, channels], tokens downwards."""
     fig, axes = figures.new(1, len(maps), size=(3.0 * len(maps), 3.4))
     for ax, (title, x) in zip(axes, maps.items(), strict=True):
-        image = ax.imshow(x.abs().numpy(), aspect="auto", vmin=0, cmap=figures.HEAT)
+        top = float(x.abs().quantile(0.995))  # a few extremes would darken all the rest
+        image = ax.imshow(x.abs().numpy(), aspect="auto", vmin=0, vmax=top, cmap=figures.HEAT)
         ax.set(title=title, xlabel="channel of the head")
         ax.grid(False)
-        fig.colorbar(image, ax=ax, shrink=0.8)
+        fig.colorbar(image, ax=ax, shrink=0.8, extend="max")
     axes[0].set_ylabel("token")
     return fig
 
