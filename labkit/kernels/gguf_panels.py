@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,7 +27,12 @@ from labkit.quantize.gguf_types import block_type
 
 ROWS = 16
 # Where the two bytes stand that are left over when a block is cut into words; None: none are.
-HALF_FIRST = {"Q4_0": True, "Q8_0": True, "Q4_K": None, "Q6_K": False}
+HALF_FIRST = {"Q4_0": True, "Q8_0": True, "Q4_K": None, "Q5_K": None, "Q6_K": False}
+# The same for floats, which have no codes and take part in float products alone.
+FLOATS = {"F32": None, "F16": True, "BF16": True}
+_CUT = HALF_FIRST | FLOATS
+_AT_A_TIME = 64  # panels that are interleaved at a time
+_UNIT = {2: np.uint16, 4: np.uint32}
 _WHERE = "GgufPanels"
 
 
@@ -36,7 +42,7 @@ class GgufPanels:
 
     Args:
         data: uint8 [panels, blocks of a row, 16 * bytes of a block], on a CPU.
-        type_name: "Q4_0", "Q8_0", "Q4_K" or "Q6_K".
+        type_name: "Q4_0", "Q8_0", "Q4_K", "Q5_K" or "Q6_K"; or "F32", "F16" or "BF16".
         shape: [out, in]; rows that fill up the last panel are zeros.
 
     Raises:
@@ -62,8 +68,14 @@ class GgufPanels:
             raise SchemeError("data is not contiguous", _WHERE, "Call .contiguous().")
 
     @classmethod
-    def from_blocks(cls, blocks: Tensor, type_name: str) -> GgufPanels:
+    def from_blocks(
+        cls, blocks: Tensor | np.ndarray, type_name: str, order: np.ndarray | None = None
+    ) -> GgufPanels:
         """Interleave blocks uint8 [out, bytes of a row] as a GGUF file holds them.
+
+        Args:
+            blocks: an array may be read-only, such as a file's memory map.
+            order: int64 [out]: row j of the result is row ``order[j]``; None keeps them.
 
         Raises:
             SchemeError: a type that has no kernel for panels, or another dtype.
@@ -71,7 +83,10 @@ class GgufPanels:
         """
         _require_type(type_name)
         kind = block_type(type_name)
-        checks.require_dtype("blocks", blocks, (torch.uint8,), _WHERE)
+        if isinstance(blocks, Tensor):
+            checks.require_dtype("blocks", blocks, (torch.uint8,), _WHERE)
+        elif blocks.dtype != np.uint8:
+            raise SchemeError(f"blocks is {blocks.dtype}", _WHERE, "Expected uint8.")
         if blocks.ndim != 2 or blocks.shape[1] == 0 or blocks.shape[1] % kind.nbytes:
             raise ShapeError(
                 f"blocks have shape {tuple(blocks.shape)}",
@@ -79,17 +94,16 @@ class GgufPanels:
                 f"Expected [out, bytes], a multiple of {kind.nbytes} bytes.",
             )
         rows, count = len(blocks), blocks.shape[1] // kind.nbytes
-        data = torch.empty(-(-rows // ROWS), count, ROWS * kind.nbytes, dtype=torch.uint8)
-        for panel, out in enumerate(data):  # one at a time: no second copy of the weight
-            part = blocks[panel * ROWS : (panel + 1) * ROWS].reshape(-1, count, kind.nbytes)
-            part = torch.nn.functional.pad(part, (0, 0, 0, 0, 0, ROWS - len(part)))
-            place = 0
-            for first, last, unit in _cuts(type_name):
-                units = part[:, :, first:last].reshape(ROWS, count, -1, unit)
-                end = place + ROWS * (last - first)
-                out[:, place:end] = units.permute(1, 2, 0, 3).reshape(count, -1)
-                place = end
-        return cls(data, type_name, torch.Size((rows, count * kind.weights)))
+        data = np.empty((-(-rows // ROWS), count, ROWS * kind.nbytes), np.uint8)
+        source = blocks.numpy() if isinstance(blocks, Tensor) else blocks
+        step = _AT_A_TIME * ROWS  # no second copy of the weight
+        for first in range(0, rows, step):
+            last = min(first + step, rows)
+            part = source[first:last] if order is None else source[order[first:last]]
+            part = np.pad(part, ((0, -len(part) % ROWS), (0, 0)))
+            out = data[first // ROWS : -(-last // ROWS)]
+            _interleave(part.reshape(-1, ROWS, count, kind.nbytes), type_name, out)
+        return cls(torch.from_numpy(data), type_name, torch.Size((rows, count * kind.weights)))
 
     @property
     def nbytes(self) -> int:
@@ -107,6 +121,18 @@ class GgufPanels:
             place = end
         return torch.cat(parts, dim=2).reshape(panels * ROWS, -1)[: self.shape[0]].contiguous()
 
+    def row(self, index: int) -> np.ndarray:
+        """One row decoded, float32 [in]."""
+        panel, lane = divmod(index, ROWS)
+        inside, parts, place = self.data.numpy()[panel], [], 0
+        for first, last, unit in _cuts(self.type_name):
+            end = place + ROWS * (last - first)
+            units = inside[:, place:end].reshape(len(inside), -1, ROWS, unit)[:, :, lane]
+            parts.append(units.reshape(len(inside), last - first))
+            place = end
+        blocks = np.concatenate(parts, axis=1).reshape(1, -1)
+        return gguf.dequantize(blocks, self.type_name, threads=1)[0]
+
     def dequantize(self) -> Tensor:
         """Return the float32 weight [out, in]."""
         return torch.from_numpy(gguf.dequantize(self.blocks().numpy(), self.type_name))
@@ -114,16 +140,28 @@ class GgufPanels:
 
 def _cuts(type_name: str) -> list[tuple[int, int, int]]:
     """(first, last, unit): runs of a block's bytes, and how many of them stay together."""
-    nbytes, half_first = block_type(type_name).nbytes, HALF_FIRST[type_name]
+    nbytes, half_first = block_type(type_name).nbytes, _CUT[type_name]
     if half_first is None:
         return [(0, nbytes, 4)]
+    if nbytes == 2:
+        return [(0, 2, 2)]
     if half_first:
         return [(0, 2, 2), (2, nbytes, 4)]
     return [(0, nbytes - 2, 4), (nbytes - 2, nbytes, 2)]
 
 
+def _interleave(blocks: np.ndarray, type_name: str, out: np.ndarray) -> None:
+    """blocks [panels, 16, blocks of a row, bytes] -> out [panels, blocks of a row, 16 * bytes]."""
+    panels, _, count, _ = blocks.shape
+    place = 0
+    for first, last, unit in _cuts(type_name):
+        units = np.ascontiguousarray(blocks[..., first:last]).view(_UNIT[unit])
+        moved = np.ascontiguousarray(units.transpose(0, 2, 3, 1)).view(np.uint8)
+        end = place + ROWS * (last - first)
+        out[:, :, place:end] = moved.reshape(panels, count, end - place)
+        place = end
+
+
 def _require_type(type_name: str) -> None:
-    if type_name not in HALF_FIRST:
-        raise SchemeError(
-            f"no panels for {type_name}", _WHERE, f"There are {', '.join(HALF_FIRST)}."
-        )
+    if type_name not in _CUT:
+        raise SchemeError(f"no panels for {type_name}", _WHERE, f"There are {', '.join(_CUT)}.")

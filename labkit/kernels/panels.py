@@ -1,4 +1,4 @@
-"""Products of activations in runs of 8-bit numbers with a GGUF weight in panels (W4A8, W6A8, W8A8)."""
+"""Products with a GGUF weight in panels; activations are rounded to 8 bits, run by run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 from labkit.core.errors import SchemeError
 from labkit.kernels import checks, choose
-from labkit.kernels.gguf_panels import GgufPanels
+from labkit.kernels.gguf_panels import HALF_FIRST, GgufPanels
 
 
 def panel_linear(
@@ -27,7 +27,7 @@ def panel_linear(
         implementation: "cpu" (None means it) or "reference"; a panel is made for a CPU.
 
     Raises:
-        SchemeError: dtypes, devices or an implementation that cannot be.
+        SchemeError: a weight of floats; dtypes, devices or an implementation that cannot be.
         ShapeError: x or bias that do not fit the weight.
         NonFiniteError: NaN or infinity in x.
     """
@@ -35,10 +35,12 @@ def panel_linear(
     rows, columns = weight.shape
     checks.require_activations(x, columns, weight.data.device, where)
     checks.require_bias(bias, rows, weight.data.device, where)
+    if weight.type_name not in HALF_FIRST:
+        raise SchemeError("a weight without codes", where, f"Use {', '.join(HALF_FIRST)}.")
     if implementation == "gpu":
         raise SchemeError(
             "panels are laid out for a CPU", where, "On a GPU call gguf_linear with the blocks."
         )
     kernel = choose.module("panels", weight.data.device, implementation)
-    y = kernel.linear(x.detach().reshape(-1, columns), weight)
+    y = checks.product(x, columns, rows, lambda flat: kernel.linear(flat, weight))
     return checks.finish(y, x, rows, bias)

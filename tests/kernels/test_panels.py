@@ -59,12 +59,13 @@ def test_products_are_those_of_the_formula(name, rows, tokens, columns, seed):
 def _magnitudes(panels, name):
     """|d * scale * code| and |minimum| of each weight, float64 [out, in]: what a sum is made of."""
     weight = panels.dequantize().double().abs()
-    if name != "Q4_K":
+    if name not in ("Q4_K", "Q5_K"):
         # x is signed and codes are shifted: 8, 32 or 128 steps may cancel.
         return weight + weight.amax(dim=1, keepdim=True) * 2
-    blocks = panels.blocks().numpy().reshape(len(weight), -1, 144)
+    blocks = panels.blocks().numpy().reshape(len(weight), -1, block_type(name).nbytes)
     halves = np.ascontiguousarray(blocks[:, :, :4]).view(np.float16).astype(np.float64)
-    most = np.abs(halves[:, :, 0]) * 63 * 15 + np.abs(halves[:, :, 1]) * 63
+    codes = {"Q4_K": 15, "Q5_K": 31}[name]
+    most = np.abs(halves[:, :, 0]) * 63 * codes + np.abs(halves[:, :, 1]) * 63
     return torch.from_numpy(most).repeat_interleave(256, dim=1)
 
 
@@ -101,6 +102,11 @@ def test_axes_dtypes_bias_and_no_tokens():
     assert panel_linear(x[:0], panels).shape == (0, 3, 20)
 
 
+def _floats():
+    """A weight [20, 36] of float32."""
+    return GgufPanels.from_blocks(torch.randn(20, 36).view(torch.uint8), "F32")
+
+
 def test_bad_input_is_named():
     panels = GgufPanels.from_blocks(_blocks(20, 256, "Q4_0"), "Q4_0")
     x = torch.randn(2, 256)
@@ -112,6 +118,7 @@ def test_bad_input_is_named():
         (lambda: panel_linear(x[:, :32], panels), "x has shape"),
         (lambda: panel_linear(x, panels, implementation="gpu"), "laid out for a CPU"),
         (lambda: GgufPanels.from_blocks(panels.blocks(), "Q5_0"), "no panels for Q5_0"),
+        (lambda: panel_linear(x[:, :36], _floats()), "without codes"),
         (lambda: GgufPanels.from_blocks(panels.blocks()[:, :20], "Q4_0"), "multiple of 18"),
         (lambda: GgufPanels.from_blocks(panels.blocks().int(), "Q4_0"), "blocks is torch.int32"),
         (lambda: GgufPanels(panels.data[:1], "Q4_0", panels.shape), "data has shape"),

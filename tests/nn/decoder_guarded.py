@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from labkit.kernels.cpu.panel_codes import NUMBERS
+from labkit.kernels.cpu.panel_products import LAST_FLOAT, panel_product
+from labkit.kernels.gguf_panels import GgufPanels
 from labkit.nn.decoder.activations import round_block, sums_block
-from labkit.nn.decoder.panels import LAYOUTS, PanelWeight
-from labkit.nn.decoder.products import LAST_FLOAT, panel_product
 from labkit.quantize import gguf
 from tests.kernels.guarded_cases import guarded
 
@@ -21,8 +22,8 @@ def _guarded(array: np.ndarray, at_end: bool) -> np.ndarray:
 def _check(type_name: str, eight: bool, at_end: bool) -> None:
     rng = np.random.default_rng(0)
     blocks = gguf.quantize(rng.standard_normal((16, _COLUMNS), np.float32), type_name)
-    weight = PanelWeight.from_blocks(blocks, type_name)
-    panel = _guarded(weight.data[0], at_end)
+    weight = GgufPanels.from_blocks(torch.from_numpy(blocks), type_name)
+    panel = _guarded(weight.data[0].numpy(), at_end)
     x = _guarded(rng.standard_normal((_TOKENS, _COLUMNS), np.float32), at_end)
     codes = _guarded(np.zeros((_TOKENS, _COLUMNS), np.uint8), at_end)
     scale = _guarded(np.zeros((_TOKENS, _COLUMNS // 32), np.float32), at_end)
@@ -34,7 +35,7 @@ def _check(type_name: str, eight: bool, at_end: bool) -> None:
                 round_block(x[token], block, codes[token], scale[token], less[token])
             else:
                 sums_block(x[token], block, less[token])
-    kind = LAYOUTS[type_name].number
+    kind = NUMBERS[type_name]
     panel_product(kind, panel.ctypes.data, _COLUMNS, eight, x, codes, scale, less, out, 0)
     used = x.astype(np.float64)
     if eight and kind > LAST_FLOAT:
@@ -45,7 +46,7 @@ def _check(type_name: str, eight: bool, at_end: bool) -> None:
 
 
 if __name__ == "__main__":
-    for name in LAYOUTS:
+    for name in NUMBERS:
         for rounded in (True, False):
             for end in (True, False):
                 _check(name, rounded, end)

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-from labkit.core.errors import SchemeError, ShapeError
+from labkit.kernels.cpu.panel_codes import NUMBERS
+from labkit.kernels.cpu.panel_products import LAST_FLOAT, panel_product
+from labkit.kernels.gguf_panels import GgufPanels
 from labkit.nn.decoder.activations import gate, normalize, round_block, sums_block
-from labkit.nn.decoder.panels import LAYOUTS, PanelWeight
-from labkit.nn.decoder.products import LAST_FLOAT, panel_product
 from labkit.quantize import gguf
 
 _TOKENS, _ROWS, _COLUMNS = 6, 37, 512
 
 
-@pytest.fixture(scope="module", params=list(LAYOUTS))
-def weight(request) -> tuple[PanelWeight, np.ndarray]:
+@pytest.fixture(scope="module", params=list(NUMBERS))
+def weight(request) -> tuple[GgufPanels, np.ndarray]:
     """A weight of each type in panels, and what its blocks decode to."""
     rng = np.random.default_rng(3)
     blocks = gguf.quantize(rng.standard_normal((_ROWS, _COLUMNS), np.float32), request.param)
-    return PanelWeight.from_blocks(blocks, request.param), gguf.dequantize(blocks, request.param)
+    return GgufPanels.from_blocks(torch.from_numpy(blocks), request.param), gguf.dequantize(
+        blocks, request.param
+    )
 
 
 def _inputs() -> np.ndarray:
@@ -29,7 +32,7 @@ def _inputs() -> np.ndarray:
     return x
 
 
-def _product(panels: PanelWeight, x: np.ndarray, *, eight: bool) -> tuple[np.ndarray, np.ndarray]:
+def _product(panels: GgufPanels, x: np.ndarray, *, eight: bool) -> tuple[np.ndarray, np.ndarray]:
     """(y, the x that was multiplied)."""
     codes = np.zeros(x.shape, np.uint8)
     scale = np.zeros((len(x), _COLUMNS // 32), np.float32)
@@ -42,9 +45,9 @@ def _product(panels: PanelWeight, x: np.ndarray, *, eight: bool) -> tuple[np.nda
                 sums_block(x[token], block, less[token])
     size = len(panels.data) * 16
     out = np.full((len(x), size), np.nan, np.float32)
-    kind = LAYOUTS[panels.type_name].number
+    kind = NUMBERS[panels.type_name]
     for index, panel in enumerate(panels.data):
-        place = panel.ctypes.data
+        place = panel.data_ptr()
         panel_product(kind, place, _COLUMNS, eight, x, codes, scale, less, out, 16 * index)
     if eight and kind > LAST_FLOAT:
         x = (codes.view(np.int8).reshape(len(x), -1, 32) * scale[:, :, None]).reshape(x.shape)
@@ -53,14 +56,11 @@ def _product(panels: PanelWeight, x: np.ndarray, *, eight: bool) -> tuple[np.nda
 
 def test_a_row_comes_back_to_the_bit(weight) -> None:
     panels, decoded = weight
-    assert np.array_equal(panels.dequantize(), decoded)
-
-
-def test_no_byte_is_added_but_the_last_panels(weight) -> None:
-    panels, _ = weight
-    rows = -(-_ROWS // 16) * 16
-    blocks = gguf.quantize(np.ones((1, _COLUMNS), np.float32), panels.type_name)
-    assert panels.nbytes == rows * blocks.nbytes
+    assert np.array_equal(panels.dequantize().numpy(), decoded)
+    assert np.array_equal(panels.row(36), decoded[36])
+    order = np.random.default_rng(6).permutation(_ROWS)
+    moved = GgufPanels.from_blocks(panels.blocks(), panels.type_name, order)
+    assert np.array_equal(moved.dequantize().numpy(), decoded[order])
 
 
 @pytest.mark.parametrize("eight", [True, False])
@@ -102,12 +102,3 @@ def test_norm_and_silu_are_the_formulas() -> None:
     exact = gates.astype(np.float64) / (1 + np.exp(-gates.astype(np.float64))) * ups
     gate(gates, ups, 0, 64)
     assert np.allclose(gates, exact, rtol=1e-6, atol=1e-30)
-
-
-def test_a_type_or_a_row_that_cannot_be_is_named() -> None:
-    with pytest.raises(SchemeError, match="Q2_K"):
-        PanelWeight.from_blocks(np.zeros((4, 84), np.uint8), "Q2_K")
-    with pytest.raises(ShapeError, match="19 bytes"):
-        PanelWeight.from_blocks(np.zeros((4, 19), np.uint8), "Q4_0")
-    with pytest.raises(SchemeError, match="int8"):
-        PanelWeight.from_blocks(np.zeros((4, 18), np.int8), "Q4_0")

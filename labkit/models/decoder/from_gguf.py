@@ -11,9 +11,9 @@ from labkit.formats.gguf.names import naming_for
 from labkit.formats.gguf.permute import inverse, row_order
 from labkit.formats.gguf.reader import GgufFile
 from labkit.formats.gguf.settings_reading import Source, config_of
+from labkit.kernels.gguf_panels import GgufPanels
 from labkit.models.decoder.settings import capacity_of, rope_tables, shape_of
 from labkit.nn.decoder.decoder import Decoder, Layer
-from labkit.nn.decoder.panels import PanelWeight
 
 _MATRICES = dict(
     q="attn_q",
@@ -77,11 +77,11 @@ class _Reader:
     def __init__(self, file: GgufFile, naming, heads: dict[str, int]) -> None:
         self._file, self._naming, self._heads = file, naming, heads
 
-    def matrix(self, name: str) -> PanelWeight:
+    def matrix(self, name: str) -> GgufPanels:
         name = f"{name}.weight"
         blocks = self._file.raw(name)
         type_name = self._file.tensors[name].type_name
-        return PanelWeight.from_blocks(blocks, type_name, self._order(name, len(blocks)))
+        return GgufPanels.from_blocks(blocks, type_name, self._order(name, len(blocks)))
 
     def floats(self, name: str) -> np.ndarray:
         return self._file.read(name)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from labkit.core.errors import ModelError
+from labkit.kernels.gguf_panels import GgufPanels
 from labkit.models.decoder.settings import capacity_of, rope_tables, shape_of
 from labkit.nn.decoder.decoder import Decoder, Layer
-from labkit.nn.decoder.panels import PanelWeight
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -82,8 +82,8 @@ def _floats(tensor: Tensor) -> np.ndarray:
     return tensor.detach().float().cpu().numpy()
 
 
-def _panels(weight: Tensor) -> PanelWeight:
+def _panels(weight: Tensor) -> GgufPanels:
     if weight.dtype not in _TYPES:
         raise ModelError(f"weights of {weight.dtype}", "decoder_from_model")
-    rows = weight.detach().cpu().contiguous().view(torch.uint8).numpy()
-    return PanelWeight.from_blocks(rows, _TYPES[weight.dtype])
+    rows = weight.detach().cpu().contiguous().view(torch.uint8)
+    return GgufPanels.from_blocks(rows, _TYPES[weight.dtype])

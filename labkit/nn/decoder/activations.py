@@ -11,8 +11,8 @@ import numpy as np
 
 from labkit.kernels.cpu.loads import load_signed_bytes
 from labkit.kernels.cpu.parallel import compiled
-from labkit.kernels.cpu.vectors import multiply_add, total, total_ints
-from labkit.nn.decoder.functions import exponential, largest
+from labkit.kernels.cpu.vectors import largest, multiply_add, total, total_ints
+from labkit.nn.decoder.functions import exponential
 from labkit.quantize.lanes import (
     LANES,
     absolute,

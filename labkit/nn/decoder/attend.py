@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from labkit.kernels.cpu.addresses import address_of, float16_at
 from labkit.kernels.cpu.parallel import compiled
 from labkit.kernels.cpu.vectors import multiply_add, total
 from labkit.nn.decoder.activations import normalize
 from labkit.nn.decoder.functions import exponential
-from labkit.nn.decoder.memory import address_of, float16_at
 from labkit.quantize.half_numba import to_half
 from labkit.quantize.lanes import LANES, load, splat, store
 

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 
 from labkit.core.errors import ModelError, NonFiniteError, ShapeError
+from labkit.kernels.cpu.panel_codes import NUMBERS
+from labkit.kernels.cpu.panel_products import LAST_FLOAT
+from labkit.kernels.gguf_panels import GgufPanels
 from labkit.nn.decoder import step
 from labkit.nn.decoder.activations import BLOCK
-from labkit.nn.decoder.panels import LAYOUTS, PanelWeight
-from labkit.nn.decoder.products import LAST_FLOAT
 from labkit.nn.decoder.team import Team
 from labkit.quantize.lanes import LANES
 
@@ -44,19 +45,19 @@ class Shape:
 class Layer:
     """One block's weights; biases and head norms are float32, None where there are none."""
 
-    q: PanelWeight
-    k: PanelWeight
-    v: PanelWeight
-    o: PanelWeight
-    gate: PanelWeight
-    up: PanelWeight
-    down: PanelWeight
+    q: GgufPanels
+    k: GgufPanels
+    v: GgufPanels
+    o: GgufPanels
+    gate: GgufPanels
+    up: GgufPanels
+    down: GgufPanels
     attention_norm: np.ndarray
     mlp_norm: np.ndarray
     qkv_bias: np.ndarray | None = None
     head_norms: tuple[np.ndarray, np.ndarray] | None = None
 
-    def matrices(self) -> tuple[PanelWeight, ...]:
+    def matrices(self) -> tuple[GgufPanels, ...]:
         """In the order of `step`'s table."""
         return self.q, self.k, self.v, self.o, self.gate, self.up, self.down
 
@@ -81,8 +82,8 @@ class Decoder:
 
     shape: Shape
     layers: list[Layer]
-    embedding: PanelWeight
-    head: PanelWeight
+    embedding: GgufPanels
+    head: GgufPanels
     norm: np.ndarray
     cosine: np.ndarray
     sine: np.ndarray
@@ -182,7 +183,7 @@ class Decoder:
         self.length += len(tokens)
         return logits[:wanted, : self.shape.vocabulary].copy()
 
-    def _matrices(self) -> list[PanelWeight]:
+    def _matrices(self) -> list[GgufPanels]:
         return [m for layer in self.layers for m in layer.matrices()] + [self.head]
 
     def _biases_and_tables(self) -> tuple:
@@ -228,10 +229,10 @@ class Decoder:
         )
 
 
-def _entry(matrix: PanelWeight) -> tuple[int, ...]:
-    panels, size = matrix.data.shape
-    number = LAYOUTS[matrix.type_name].number
-    return matrix.data.ctypes.data, panels, matrix.shape[1], size, number
+def _entry(matrix: GgufPanels) -> tuple[int, ...]:
+    panels, size = len(matrix.data), matrix.data[:1].nbytes
+    number = NUMBERS[matrix.type_name]
+    return matrix.data.data_ptr(), panels, matrix.shape[1], size, number
 
 
 def _require(model: Decoder) -> None:
@@ -258,7 +259,7 @@ def _require(model: Decoder) -> None:
     for end in (model.embedding, model.head):
         pairs.append((end, (shape.vocabulary, hidden)))
     for matrix, wanted in pairs:
-        packed = LAYOUTS[matrix.type_name].number > LAST_FLOAT
+        packed = NUMBERS[matrix.type_name] > LAST_FLOAT
         if matrix.shape != wanted or (packed and wanted[1] % BLOCK):
             raise ShapeError(f"a matrix of shape {matrix.shape}", where, f"Expected {wanted}.")
     table = (len(model.cosine), shape.head_dim // 2)

@@ -1,30 +1,12 @@
-"""The exponential of sixteen lanes, and the largest of them."""
+"""The exponential of sixteen lanes."""
 
 from __future__ import annotations
 
 import numpy as np
-from llvmlite import ir
-from numba.core import cgutils, types
-from numba.extending import intrinsic
 
 from labkit.kernels.cpu.parallel import inlined
 from labkit.kernels.cpu.vectors import as_floats, multiply_add
-from labkit.quantize.lanes import FLOATS, LANES, bits_of, select, splat
-
-_FLOATS_IR = ir.VectorType(ir.FloatType(), LANES)
-
-
-@intrinsic
-def largest(typing_context, value):
-    """The largest of sixteen float32 lanes, none of them NaN."""
-
-    def generate(context, builder, signature, arguments):
-        shape = ir.FunctionType(ir.FloatType(), [_FLOATS_IR])
-        name = f"llvm.vector.reduce.fmax.v{LANES}f32"
-        return builder.call(cgutils.get_or_insert_function(builder.module, shape, name), arguments)
-
-    return types.float32(FLOATS), generate
-
+from labkit.quantize.lanes import bits_of, select, splat
 
 _LEAST, _MOST = np.float32(-87.0), np.float32(88.0)
 _LOG2E, _MAGIC = np.float32(1.44269504), np.float32(1.5 * 2**23)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from labkit.kernels.cpu.panel_products import panel_product
 from labkit.kernels.cpu.parallel import compiled
 from labkit.nn.decoder.activations import BLOCK, gate, normalize, round_block, sums_block
 from labkit.nn.decoder.attend import attend_head, keep, prepare_head
-from labkit.nn.decoder.products import panel_product
 from labkit.nn.decoder.team import meet
 from labkit.quantize.lanes import LANES
 

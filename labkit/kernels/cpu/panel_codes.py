@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import numpy as np
 
+from labkit.kernels.cpu.addresses import float16_at, words_at
 from labkit.kernels.cpu.parallel import inlined
-from labkit.nn.decoder.memory import float16_at, signed_bytes_at, words_at
-from labkit.nn.decoder.panels import LAYOUTS
+from labkit.kernels.cpu.vectors import half_lanes
 from labkit.quantize.lanes import splat, to_floats
 
-Q4_0, Q8_0, Q4_K, Q5_K = (LAYOUTS[name].number for name in ("Q4_0", "Q8_0", "Q4_K", "Q5_K"))
+# By these numbers compiled code knows the types; those up to BF16 hold floats.
+NUMBERS = {"F32": 0, "F16": 1, "BF16": 2, "Q4_0": 3, "Q8_0": 4, "Q4_K": 5, "Q5_K": 6, "Q6_K": 7}
+Q4_0, Q8_0, Q4_K, Q5_K = (NUMBERS[name] for name in ("Q4_0", "Q8_0", "Q4_K", "Q5_K"))
+_SIGNS = np.int32(-0x7F7F7F80)  # 0x80808080
+_SIXTEEN, _BYTE, _TOP = np.int32(16), np.int32(255), np.int32(128)
 _LOW, _TWO_BITS = np.int32(0x0F0F0F0F), np.int32(0x03030303)
 _ONES = np.int32(0x01010101)
 _FOUR = np.int32(4)
@@ -74,11 +78,13 @@ def _eight(start):
 
 @inlined
 def _q8_0(panel, chunk):
-    """16 scales, then the codes plus 128."""
+    """16 scales, then the codes; with the sign bit turned they are 128 more, and unsigned."""
     start = panel + 544 * chunk
     s = float16_at(start)
     m = s * splat(_HALF_OF_8)
-    return _eight(start + 32), s, s, m, m
+    a, b, c, d, e, f, g, h = _eight(start + 32)
+    by = splat(_SIGNS)
+    return (a ^ by, b ^ by, c ^ by, d ^ by, e ^ by, f ^ by, g ^ by, h ^ by), s, s, m, m
 
 
 @inlined
@@ -104,7 +110,8 @@ def _scale_and_min(start, sub):
 
     The 6 bits of sub-blocks 4-7 are in two pieces (`labkit.quantize.gguf_types`).
     """
-    d, least = float16_at(start), float16_at(start + 32)
+    head = words_at(start)
+    d, least = half_lanes(head), half_lanes(head >> splat(_SIXTEEN))
     first, second = words_at(start + 64), words_at(start + 128)
     by = np.int32(8 * (sub & 3))
     if sub < 4:
@@ -164,10 +171,17 @@ def _q6_k(panel, chunk):
         low[6] | _top(high[6], by, _TWO_BITS),
         low[7] | _top(high[7], by, _TWO_BITS),
     )
-    d, place = float16_at(start + 3328), start + 3072 + 16 * (8 * half + 2 * part)
-    s0 = d * to_floats(signed_bytes_at(place))
-    s1 = d * to_floats(signed_bytes_at(place + 16))
+    d, scales = float16_at(start + 3328), words_at(start + 3072 + 64 * (2 * half + (part >> 1)))
+    by = np.int32(16 * (part & 1))
+    s0 = d * _signed_byte(scales >> splat(by))
+    s1 = d * _signed_byte(scales >> splat(np.int32(by + 8)))
     return codes, s0, s1, s0 * splat(_HALF_OF_6), s1 * splat(_HALF_OF_6)
+
+
+@inlined
+def _signed_byte(words):
+    """The low byte of each word, int8, as float32."""
+    return to_floats(((words & splat(_BYTE)) ^ splat(_TOP)) - splat(_TOP))
 
 
 @inlined

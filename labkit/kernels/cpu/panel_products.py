@@ -3,23 +3,22 @@
     y[row] = sum over chunks of  s * dx * (codes . q)  -  m * (sum of x)          8-bit activations
     y[row] = sum over chunks of  s * (codes . x)       -  m * (sum of x)         float activations
 
-where q are x's codes and dx their scale (`labkit.nn.decoder.activations`). The lanes are the rows.
+where q are x's codes and dx their scale (a scale for each 32 columns). The lanes are the rows.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from labkit.kernels.cpu.addresses import bfloat16_at, float16_at, float32_at
 from labkit.kernels.cpu.loads import splat_word
+from labkit.kernels.cpu.panel_codes import NUMBERS, unpack
 from labkit.kernels.cpu.parallel import compiled, inlined
 from labkit.kernels.cpu.vectors import byte_dot, multiply_add
-from labkit.nn.decoder.memory import bfloat16_at, float16_at, float32_at
-from labkit.nn.decoder.panels import LAYOUTS
-from labkit.nn.decoder.unpack import unpack
 from labkit.quantize.lanes import splat, store, to_floats
 
-F32, F16 = LAYOUTS["F32"].number, LAYOUTS["F16"].number
-LAST_FLOAT = LAYOUTS["BF16"].number  # the numbers up to it are of floats
+F32, F16 = NUMBERS["F32"], NUMBERS["F16"]
+LAST_FLOAT = NUMBERS["BF16"]  # the numbers up to it are of floats
 _ZERO, _NONE, _BYTE = np.float32(0), np.int32(0), np.int32(255)
 
 
@@ -175,10 +174,12 @@ def panel_product(kind, panel, columns, eight, x, codes, scale, less, out, place
     """out[:, place : place + 16] = x @ the panel's rows, for all tokens.
 
     Args:
-        kind: of the panel (`LAYOUTS`).
+        kind: of the panel (`NUMBERS`).
         panel: the address of its bytes.
         eight: whether packed weights meet x's codes, and not its floats.
-        x: float32 [tokens, columns or more]; codes, scale, less: see `activations`.
+        x: float32 [tokens, columns or more]; codes uint8, of its shape;
+            scale float32 [tokens, columns / 32]; less float32 [tokens, columns / 16]: minus the
+            sum of sixteen columns of what is multiplied.
         out: float32 [tokens, place + 16 or more].
     """
     tokens, token, chunks = x.shape[0], np.int64(0), columns >> 5

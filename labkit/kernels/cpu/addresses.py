@@ -37,16 +37,6 @@ def words_at(typing_context, address):
 
 
 @intrinsic
-def signed_bytes_at(typing_context, address):
-    """Sixteen int8 as int32."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.sext(_loaded(builder, arguments[0], ir.IntType(8), 1), _INTS_IR)
-
-    return INTS(types.int64), generate
-
-
-@intrinsic
 def float32_at(typing_context, address):
     """Sixteen float32."""
 
