@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -64,6 +66,16 @@ def require_shape(name: str, tensor: Tensor, shape: tuple[int, ...], where: str)
     """Return if ``tensor`` has exactly this shape; else raise ShapeError."""
     if tuple(tensor.shape) != shape:
         raise ShapeError(f"{name} has shape {tuple(tensor.shape)}", where, f"Expected {shape}.")
+
+
+def product(x: Tensor, columns: int, rows: int, multiply: Callable[[Tensor], Tensor]) -> Tensor:
+    """``multiply`` of x [..., columns] as [tokens, columns]; of no token at all, nothing.
+
+    A kernel may count on a first token: one that wrote its sums to a row that was not there
+    damaged the heap.
+    """
+    flat = x.detach().reshape(-1, columns)
+    return multiply(flat) if len(flat) else torch.zeros(0, rows, device=x.device)
 
 
 def finish(y: Tensor, x: Tensor, rows: int, bias: Tensor | None) -> Tensor:

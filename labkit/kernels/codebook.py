@@ -37,5 +37,5 @@ def codebook_linear(
     checks.require_activations(x, columns, weight.packed.device, where)
     checks.require_bias(bias, rows, weight.packed.device, where)
     kernel = choose.module("codebook", weight.packed.device, implementation)
-    y = kernel.linear(x.detach().reshape(-1, columns), weight)
+    y = checks.product(x, columns, rows, lambda flat: kernel.linear(flat, weight))
     return checks.finish(y, x, rows, bias)

@@ -31,5 +31,5 @@ def fp8_linear(
     checks.require_activations(x, columns, weight.codes.device, where)
     checks.require_bias(bias, rows, weight.codes.device, where)
     kernel = choose.module("fp8", weight.codes.device, implementation)
-    y = kernel.linear(x.detach().reshape(-1, columns), weight)
+    y = checks.product(x, columns, rows, lambda flat: kernel.linear(flat, weight))
     return checks.finish(y, x, rows, bias)

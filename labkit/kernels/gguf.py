@@ -45,5 +45,5 @@ def gguf_linear(
     checks.require_activations(x, columns, blocks.device, where)
     checks.require_bias(bias, rows, blocks.device, where)
     kernel = choose.module("gguf", blocks.device, implementation)
-    y = kernel.linear(x.detach().reshape(-1, columns), blocks, type_name)
+    y = checks.product(x, columns, rows, lambda flat: kernel.linear(flat, blocks, type_name))
     return checks.finish(y, x, rows, bias)

@@ -42,5 +42,5 @@ def int4_linear(
     if activation_bits not in _OPERATIONS:
         raise SchemeError(f"activation_bits is {activation_bits!r}", where, "Choose 16 or 8.")
     kernel = choose.module(_OPERATIONS[activation_bits], device, implementation)
-    y = kernel.linear(x.detach().reshape(-1, weight.in_features), weight)
+    y = checks.product(x, *reversed(weight.shape), lambda flat: kernel.linear(flat, weight))
     return checks.finish(y, x, weight.shape[0], bias)

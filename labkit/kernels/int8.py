@@ -43,6 +43,11 @@ def int8_linear(
     checks.require_shape("scale", scale, (*codes.shape[:-1], 1), where)
     checks.require_bias(bias, rows, device, where)
     kernel = choose.module("int8", device, implementation)
-    y = kernel.linear(codes.reshape(-1, columns).contiguous(), scale.reshape(-1), weight)
+    y = checks.product(
+        codes,
+        columns,
+        rows,
+        lambda flat: kernel.linear(flat.contiguous(), scale.reshape(-1), weight),
+    )
     y = y if bias is None else y + bias.to(y.dtype)
     return y.to(dtype).reshape(*codes.shape[:-1], rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from labkit.core.errors import ShapeError
@@ -27,5 +28,7 @@ def quantize_tokens(
         )
     checks.require_activations(x, x.shape[-1], x.device, "quantize_tokens")
     kernel = choose.module("tokens", x.device, implementation)
+    if x.numel() == 0:
+        return x.to(torch.int8), torch.ones(*x.shape[:-1], 1, device=x.device)
     codes, scale = kernel.quantize(x.detach().reshape(-1, x.shape[-1]))
     return codes.reshape(x.shape), scale.reshape(*x.shape[:-1], 1)

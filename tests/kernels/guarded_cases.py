@@ -58,7 +58,7 @@ def int4(at_end: bool) -> None:
         weight, _ = int4_weight(9, columns, group, symmetric, act_order=order)
         names = ["codes", "scale", "columns"] + ([] if symmetric else ["zero_point"])
         weight = replace(weight, **{n: guarded(getattr(weight, n), at_end) for n in names})
-        for tokens in (1, 5, 17):
+        for tokens in (0, 1, 5, 17):
             x = guarded(torch.randn(tokens, columns), at_end)
             for bits in (16, 8):
                 y = int4_linear(x, weight, activation_bits=bits)

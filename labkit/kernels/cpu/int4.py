@@ -165,7 +165,7 @@ def _rows(first, last, xs, codes, scale16, scale32, zeros, chunk, group_slots, o
     groups = codes.shape[1] * 2 // group_slots
     scales = np.empty(groups, np.float32)
     per_group, tokens = group_slots // chunk, xs.shape[0]
-    span = max(1, _NEAR // (tokens * group_slots))
+    span = max(1, _NEAR // (tokens * group_slots))  # there is a token: see checks.product
     for token in range(tokens):
         for row in range(first, last):
             out[token, row] = _ZERO

@@ -6,8 +6,12 @@ threads: a second set would wait on the cores where the first one still spins.
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
+from types import FunctionType
 
 import numba
 import numpy as np
@@ -27,9 +31,30 @@ drop_stale(Path(__file__).parent, Path(quantize.__file__).parent)
 inlined = numba.njit(error_model="numpy", forceinline=True)
 # Products may be contracted (an FMA rounds once), nothing else about floats is given up.
 compiled = numba.njit(cache=True, error_model="numpy", fastmath={"contract"}, nogil=True)
-shared = numba.njit(
+_threaded = numba.njit(
     cache=True, error_model="numpy", fastmath={"contract"}, nogil=True, parallel=True
 )
+
+
+def shared(function: FunctionType) -> Callable:
+    """Compile ``function``, whose argument ``count`` says in how many parts its loop runs.
+
+    With one part the same loop is compiled without threads, and runs in the caller's own: waking
+    OpenMP's costs more than a small product, and far more where the cores are busy.
+    """
+    place = list(inspect.signature(function).parameters).index("count")
+    code = function.__code__
+    # Numba names the files that it keeps after the function: two forms need two names.
+    alone = FunctionType(code, function.__globals__, f"{function.__name__}_alone")
+    alone.__qualname__, alone.__module__ = f"{function.__qualname__}_alone", function.__module__
+    threaded, alone = _threaded(function), compiled(alone)
+
+    @wraps(function)
+    def call(*arguments):
+        return (alone if arguments[place] == 1 else threaded)(*arguments)
+
+    return call
+
 
 # Waking a second thread costs more than so many bytes of weights.
 _SMALL = 2**17
@@ -41,6 +66,9 @@ def parts(nbytes: int, rows: int):
     """Yield into how many parts to cut ``rows`` that hold ``nbytes``, a part for a thread."""
     threads = torch.get_num_threads()
     count = 1 if nbytes < _SMALL else max(1, min(threads, numba.config.NUMBA_NUM_THREADS, rows))
+    if count == 1:
+        yield 1
+        return
     with at_most(count):
         yield count
 
