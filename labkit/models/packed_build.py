@@ -165,7 +165,9 @@ def _place(
             bias = weights.get(f"{owner}.bias")
             inputs = checkpoint.inputs.get(owner)
             wanted = bits if inputs is None and bits in value.activations else 16
-            _replace(model, owner, QuantLinear(value, bias, wanted, inputs=inputs))
+            _replace(
+                model, owner, QuantLinear(PackedWeight(value, dtype), bias, wanted, inputs=inputs)
+            )
         else:
             _replace(model, owner, QuantEmbedding(value, dtype, _factor(own[owner])))
 

@@ -15,7 +15,7 @@ class QuantEmbedding(nn.Module):
 
     Args:
         weight: a `PackedWeight` (a tied head may share it), or whatever `form_of` takes.
-        dtype: of what comes out: float32, float16 or bfloat16.
+        dtype: of what comes out: float32, float16 or bfloat16; a `PackedWeight` has its own.
         factor: what rows are multiplied by afterwards, in that dtype (Gemma 3).
 
     Indices are int32 or int64 [...], the result [..., features].
@@ -29,17 +29,15 @@ class QuantEmbedding(nn.Module):
     ) -> None:
         super().__init__()
         if not isinstance(weight, PackedWeight):
-            weight = PackedWeight(form_of(weight))
+            weight = PackedWeight(form_of(weight), dtype)
         self.weight = weight
         self.num_embeddings, self.embedding_dim = weight.shape
         self.factor = factor
-        # Empty: there for its dtype, which casts of the model change.
-        self.register_buffer("like", torch.empty(0, dtype=dtype), persistent=False)
 
     @property
     def dtype(self) -> torch.dtype:
         """Of what comes out."""
-        return self.like.dtype
+        return self.weight.dtype
 
     @property
     def weight_nbytes(self) -> int:

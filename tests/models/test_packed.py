@@ -185,7 +185,7 @@ def test_the_bundled_model_with_its_tokenizer(tmp_path):
 def test_activations_in_bfloat16(tmp_path):
     path = FOLDERS["gptq 4"](tmp_path / "m")
     packed, _ = load_packed(path, dtype="bfloat16")
-    assert packed.dtype == torch.bfloat16
+    assert packed.dtype == packed.lm_head.weight.dtype == torch.bfloat16
     assert packed(input_ids=TOKENS).logits.dtype == torch.bfloat16
     assert difference(packed, model_from(gptq.load(path))) <= 0.05
 

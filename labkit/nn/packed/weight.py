@@ -19,6 +19,7 @@ class PackedWeight(nn.Module):
 
     Args:
         form: what the bytes are (`labkit.nn.packed.form_of`).
+        dtype: of the activations that it meets; transformers asks for it.
 
     Attributes:
         shape: [out, in].
@@ -28,13 +29,16 @@ class PackedWeight(nn.Module):
     (`.half()`, `.to(torch.bfloat16)`) leave the bytes alone; devices they follow.
     """
 
-    def __init__(self, form: Form) -> None:
+    def __init__(self, form: Form, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.shape = form.shape
+        self._names = tuple(form.parts())
         about = {"kind": form.kind, "shape": list(form.shape), "parts": list(form.parts())}
         self.recipe = json.dumps({**about, "settings": form.settings()})
         for name, part in form.parts().items():
             self.register_buffer(name, part)
+        # Empty: there for its dtype, which casts of the model change.
+        self.register_buffer("like", torch.empty(0, dtype=dtype), persistent=False)
         self._form: Form | None = form
 
     @property
@@ -46,7 +50,12 @@ class PackedWeight(nn.Module):
 
     def parts(self) -> list[Tensor]:
         """The buffers, in the order of the recipe."""
-        return list(self.buffers(recurse=False))
+        return [self._buffers[name] for name in self._names]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the activations; of the bytes it says nothing."""
+        return self.like.dtype
 
     @property
     def nbytes(self) -> int:
@@ -73,7 +82,8 @@ class PackedWeight(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedWeight:
         # As bytes they are no floats, so a cast has nothing to convert.
-        for name, part in self.named_buffers(recurse=False):
+        self.like = fn(self.like)
+        for name, part in zip(self._names, self.parts(), strict=True):
             moved = fn(part.reshape(-1).view(torch.uint8))
             if moved.dtype != torch.uint8:
                 raise SchemeError(
