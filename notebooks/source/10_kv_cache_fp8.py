@@ -302,8 +302,8 @@ right.set(yscale="log", xlabel="position", ylabel="KL from float16 (nats)")
 for ax in (left, right):
     ax.set_xscale("log", base=2)
     ax.legend()
-figures.show(fig, alt="Perplexity falls over the first tokens; the lines of four caches lie on each "
-             "other; the KL divergence of each is flat: int8 lowest, fp8, int4 highest.")
+figures.show(fig, alt="Perplexity falls over the first tokens; the lines of four caches lie on "
+             "each other; the KL divergence of each is flat: int8 lowest, fp8, int4 highest.")
 
 # %% tags=["nbval-ignore-output"]
 for kind in KINDS:
