@@ -22,6 +22,7 @@ from labkit.core.errors import PeerMissingError
 from labkit.core.float8_tensor import Float8Tensor
 from labkit.core.scheme import QuantScheme
 from labkit.kernels import (
+    GgufPanels,
     Int4Weight,
     Int8Weight,
     codebook_linear,
@@ -29,6 +30,7 @@ from labkit.kernels import (
     gguf_linear,
     int4_linear,
     int8_linear,
+    panel_linear,
     quantize_tokens,
 )
 from labkit.quantize import gguf, nf4, rtn
@@ -106,20 +108,8 @@ def _int4_rows(weight: Tensor, tokens: int, effort: Effort) -> Iterator[BenchRow
 def _format_rows(weight: Tensor, effort: Effort) -> Iterator[BenchRow | PeerMissingError]:
     """GGUF types beside llama.cpp, NF4 beside bitsandbytes, FP8 alone with the bytes; one token."""
     x = torch.randn(1, weight.shape[1])
-    for type_name in ("Q4_0", "Q8_0", "Q4_K"):
-        blocks = gguf.quantize(weight, type_name)
-        count = _copies(blocks.nbytes, effort)
-        copies = [torch.from_numpy(blocks.copy()) for _ in range(count)]
-        exact = x.double() @ torch.from_numpy(gguf.dequantize(blocks, type_name)).double().T
-        calls = [lambda b=b, n=type_name: gguf_linear(x, b, n) for b in copies]
-        peers = [Contestant("reading the bytes", kernel_peers.reading(blocks.nbytes, count), None)]
-        try:
-            theirs = kernel_peers.ggml(blocks, type_name, x, count, effort.threads)
-            peers.append(Contestant(named("llama-cpp-python"), theirs, exact, "int8 activations"))
-        except PeerMissingError as error:
-            yield error
-        what = f"{type_name}, {_shape(weight)}, 1 token"
-        yield from _race(what, Contestant("", calls, exact), peers, blocks.nbytes, effort)
+    for type_name in ("Q4_0", "Q8_0", "Q4_K", "Q6_K"):
+        yield from _gguf_rows(type_name, weight, x, effort)
     yield from _nf4_rows(weight, x, effort)
     fp8 = Float8Tensor.quantize(weight)
     count = _copies(fp8.nbytes, effort)
@@ -128,6 +118,29 @@ def _format_rows(weight: Tensor, effort: Effort) -> Iterator[BenchRow | PeerMiss
     ours = Contestant("", [lambda w=w: fp8_linear(x, w) for w in copies], exact)
     peers = [Contestant("reading the bytes", kernel_peers.reading(fp8.nbytes, count), None)]
     yield from _race(f"FP8, {_shape(weight)}, 1 token", ours, peers, fp8.nbytes, effort)
+
+
+def _gguf_rows(
+    type_name: str, weight: Tensor, x: Tensor, effort: Effort
+) -> Iterator[BenchRow | PeerMissingError]:
+    """Panels and 8-bit activations beside llama.cpp, which does alike; then blocks, x as it is."""
+    blocks = gguf.quantize(weight, type_name)
+    count = _copies(blocks.nbytes, effort)
+    exact = x.double() @ torch.from_numpy(gguf.dequantize(blocks, type_name)).double().T
+    peers = [Contestant("reading the bytes", kernel_peers.reading(blocks.nbytes, count), None)]
+    try:
+        theirs = kernel_peers.ggml(blocks, type_name, x, count, effort.threads)
+        peers.append(Contestant(named("llama-cpp-python"), theirs, exact, "both: int8 activations"))
+    except PeerMissingError as error:
+        yield error
+    panels = [GgufPanels.from_blocks(torch.from_numpy(blocks), type_name) for _ in range(count)]
+    calls = [lambda w=w: panel_linear(x, w) for w in panels]
+    what = f"{type_name} panels, {_shape(weight)}, 1 token"
+    yield from _race(what, Contestant("", calls, exact), peers, blocks.nbytes, effort)
+    copies = [torch.from_numpy(blocks.copy()) for _ in range(count)]
+    calls = [lambda b=b: gguf_linear(x, b, type_name) for b in copies]
+    what = f"{type_name} blocks, x in float32, {_shape(weight)}, 1 token"
+    yield from _race(what, Contestant("", calls, exact), peers[:1], blocks.nbytes, effort)
 
 
 def _nf4_rows(weight: Tensor, x: Tensor, effort: Effort) -> Iterator[BenchRow]:
