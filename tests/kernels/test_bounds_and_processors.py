@@ -28,8 +28,9 @@ def _run(arguments, **settings):
     [
         {"NUMBA_BOUNDSCHECK": "1"},
         {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""},
+        {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+f16c,+bmi,+bmi2"},
     ],
-    ids=["bounds checked", "plain processor"],
+    ids=["bounds checked", "plain processor", "AVX2"],
 )
 def test_every_kernel_stays_inside_and_agrees(settings, tmp_path):
     found = _run(["-m", "tests.kernels.guarded_cases"], NUMBA_CACHE_DIR=str(tmp_path), **settings)

@@ -5,9 +5,9 @@ Two instructions matter here, and a compiler finds neither by itself:
     VPERMPS      sixteen look-ups in a table of sixteen floats: a 4-bit code becomes a weight
     VPDPBUSD     64 products of bytes, unsigned times signed, summed by fours into 16 int32
 
-Where the processor lacks them the same intrinsics write plain vector code. Integers are exact and
-a look-up does not round, so the results are the same bits; only `multiply_add` may round twice
-where there is no fused instruction.
+Where the processor lacks them the same intrinsics write other vector code (AVX2 looks eight up at
+a time). Integers are exact and a look-up does not round, so the results are the same bits; only
+`multiply_add` may round twice where there is no fused instruction.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ def _has(feature: str) -> bool:
 
 
 HAS_PERMUTE = _has("avx512f")
+HAS_SHORT_PERMUTE = _has("avx2")
 HAS_BYTE_DOT = _has("avx512vnni")
 HAS_HALF = _has("f16c")
 
@@ -66,6 +67,39 @@ def quarters(typing_context, a, b, c, d):
     return INTS(types.int32, types.int32, types.int32, types.int32), generate
 
 
+def _two_permutes(builder, table, index):
+    """Eight lanes at a time: both halves of the table are looked up, and bit 3 says which holds."""
+    kind, places = ir.VectorType(_FLOAT, 8), ir.VectorType(_INT, 8)
+    found = []
+    low, high = _half(builder, table, 0), _half(builder, table, 8)
+    for first in (0, 8):
+        lanes = _half(builder, index, first)
+        shape, name = ir.FunctionType(kind, [kind, places]), "llvm.x86.avx2.permps"
+        function = cgutils.get_or_insert_function(builder.module, shape, name)
+        below, above = builder.call(function, [low, lanes]), builder.call(function, [high, lanes])
+        bit = builder.and_(lanes, ir.Constant(places, [8] * 8))
+        second = builder.icmp_unsigned("!=", bit, ir.Constant(places, [0] * 8))
+        found.append(builder.select(second, above, below))
+    return builder.shuffle_vector(*found, ir.Constant(_INTS_IR, list(range(LANES))))
+
+
+def _half(builder, vector, first):
+    lanes = ir.Constant(ir.VectorType(_INT, 8), list(range(first, first + 8)))
+    return builder.shuffle_vector(vector, vector, lanes)
+
+
+def _choices(builder, table, index):
+    """By the bits of the index, the lowest first: sixteen levels, then eight, four, two, one."""
+    lanes = [ir.Constant(_INTS_IR, [level] * LANES) for level in range(LANES)]
+    left = [builder.shuffle_vector(table, table, lane) for lane in lanes]
+    for bit in range(4):
+        here = builder.and_(index, _constant(1 << bit))
+        odd = builder.icmp_unsigned("!=", here, _constant(0))
+        pairs = zip(left[::2], left[1::2], strict=True)
+        left = [builder.select(odd, second, first) for first, second in pairs]
+    return left[0]
+
+
 @intrinsic
 def look_up(typing_context, table, index):
     """table[index % 16] for each lane; the table is sixteen lanes itself."""
@@ -73,12 +107,9 @@ def look_up(typing_context, table, index):
     def generate(context, builder, signature, arguments):
         if HAS_PERMUTE:
             return _call(builder, "llvm.x86.avx512.permvar.sf.512", _FLOATS_IR, arguments)
-        levels, places = arguments[0], builder.and_(arguments[1], _constant(15))
-        found = ir.Constant(_FLOATS_IR, ir.Undefined)
-        for lane in range(LANES):
-            level = builder.extract_element(levels, builder.extract_element(places, _INT(lane)))
-            found = builder.insert_element(found, level, _INT(lane))
-        return found
+        if HAS_SHORT_PERMUTE:
+            return _two_permutes(builder, *arguments)
+        return _choices(builder, *arguments)
 
     return FLOATS(FLOATS, INTS), generate
 
