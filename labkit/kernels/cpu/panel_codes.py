@@ -16,7 +16,7 @@ from labkit.quantize.lanes import splat, to_floats
 
 # By these numbers compiled code knows the types; those up to BF16 hold floats.
 NUMBERS = {"F32": 0, "F16": 1, "BF16": 2, "Q4_0": 3, "Q8_0": 4, "Q4_K": 5, "Q5_K": 6, "Q6_K": 7}
-Q4_0, Q8_0, Q4_K, Q5_K = (NUMBERS[name] for name in ("Q4_0", "Q8_0", "Q4_K", "Q5_K"))
+Q4_0, Q8_0, Q4_K, Q5_K, Q6_K = (NUMBERS[name] for name in list(NUMBERS)[3:])
 _SIGNS = np.int32(-0x7F7F7F80)  # 0x80808080
 _SIXTEEN, _BYTE, _TOP = np.int32(16), np.int32(255), np.int32(128)
 _LOW, _TWO_BITS = np.int32(0x0F0F0F0F), np.int32(0x03030303)

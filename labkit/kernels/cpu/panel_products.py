@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from labkit.kernels.cpu.addresses import bfloat16_at, float16_at, float32_at, words_at
+from labkit.kernels.cpu.addresses import bfloat16_at, float16_at, float32_at
 from labkit.kernels.cpu.loads import splat_word
-from labkit.kernels.cpu.panel_codes import NUMBERS, Q4_K, unpack
+from labkit.kernels.cpu.panel_blocks import q4_k_one, q6_k_one
+from labkit.kernels.cpu.panel_codes import NUMBERS, Q4_K, Q6_K, unpack
 from labkit.kernels.cpu.parallel import compiled, inlined
-from labkit.kernels.cpu.vectors import byte_dot, half_lanes, multiply_add
+from labkit.kernels.cpu.vectors import byte_dot, multiply_add
 from labkit.quantize.lanes import splat, store, to_floats
 
 F32, F16 = NUMBERS["F32"], NUMBERS["F16"]
 LAST_FLOAT = NUMBERS["BF16"]  # the numbers up to it are of floats
 _ZERO, _NONE, _BYTE = np.float32(0), np.int32(0), np.int32(255)
-_LOW, _SIX, _PAIRS = np.int32(0x0F0F0F0F), np.int32(0x3F3F3F3F), np.int32(0x30303030)
-_TWO, _FOUR, _SIXTEEN = np.int32(2), np.int32(4), np.int32(16)
 
 
 @inlined
@@ -43,49 +42,6 @@ def _add_chunk(so_far, chunk, codes, s0, s1, m0, m1, x, scale, less):
     so_far = multiply_add(b, s1 * dx, so_far)
     so_far = multiply_add(m0, splat(less[2 * chunk]), so_far)
     return multiply_add(m1, splat(less[2 * chunk + 1]), so_far)
-
-
-@inlined
-def _field(words, which):
-    """Byte ``which`` of each word, as float32."""
-    return to_floats((words >> splat(np.int32(8 * which))) & splat(_BYTE))
-
-
-@inlined
-def _pair(panel, chunk, scales, mins, which, x, scale, less, inner, least):
-    """Two neighbouring chunks of a Q4_K block: what they add to (scaled sums, minimums)."""
-    low = high = splat(_NONE)
-    for unit in range(8):
-        word, place = words_at(panel + 64 * unit), 32 * chunk + 4 * unit
-        low = byte_dot(low, word & splat(_LOW), splat_word(x, place))
-        high = byte_dot(high, (word >> splat(_FOUR)) & splat(_LOW), splat_word(x, place + 32))
-    some, more = _field(scales, which), _field(scales, which + 1)
-    inner = multiply_add(to_floats(low) * some, splat(scale[chunk]), inner)
-    inner = multiply_add(to_floats(high) * more, splat(scale[chunk + 1]), inner)
-    some, more = less[2 * chunk] + less[2 * chunk + 1], less[2 * chunk + 2] + less[2 * chunk + 3]
-    least = multiply_add(_field(mins, which), splat(some), least)
-    return inner, multiply_add(_field(mins, which + 1), splat(more), least)
-
-
-@compiled
-def _q4_k_one(panel, blocks, x, scale, less, token, out, place):
-    """`codes_one` for Q4_K, a block of 256 columns at a time: its scales are taken apart once."""
-    found, q, dx, minus = splat(_ZERO), x[token], scale[token], less[token]
-    for block in range(blocks):
-        start, chunk = panel + 2304 * block, 8 * block
-        head = words_at(start)
-        first, second, rest = words_at(start + 64), words_at(start + 128), words_at(start + 192)
-        a, b = first & splat(_SIX), second & splat(_SIX)
-        inner = least = splat(_ZERO)
-        inner, least = _pair(start + 256, chunk, a, b, 0, q, dx, minus, inner, least)
-        inner, least = _pair(start + 768, chunk + 2, a, b, 2, q, dx, minus, inner, least)
-        a = (rest & splat(_LOW)) | ((first >> splat(_TWO)) & splat(_PAIRS))
-        b = ((rest >> splat(_FOUR)) & splat(_LOW)) | ((second >> splat(_TWO)) & splat(_PAIRS))
-        inner, least = _pair(start + 1280, chunk + 4, a, b, 0, q, dx, minus, inner, least)
-        inner, least = _pair(start + 1792, chunk + 6, a, b, 2, q, dx, minus, inner, least)
-        found = multiply_add(half_lanes(head), inner, found)
-        found = multiply_add(half_lanes(head >> splat(_SIXTEEN)), least, found)
-    store(out[token], place, found)
 
 
 @compiled
@@ -241,7 +197,9 @@ def panel_product(kind, panel, columns, eight, x, codes, scale, less, out, place
             if kind <= LAST_FLOAT:
                 floats_one(kind, panel, columns, x, token, out, place)
             elif eight and kind == Q4_K:
-                _q4_k_one(panel, columns >> 8, codes, scale, less, token, out, place)
+                q4_k_one(panel, columns >> 8, codes, scale, less, token, out, place)
+            elif eight and kind == Q6_K:
+                q6_k_one(panel, columns >> 8, codes, scale, less, token, out, place)
             elif eight:
                 codes_one(kind, panel, chunks, codes, scale, less, token, out, place)
             else:

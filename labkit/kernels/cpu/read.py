@@ -17,7 +17,10 @@ _NONE = np.int32(0)
 
 
 def read(table: np.ndarray) -> Tensor:
-    """Read a uint8 array, a multiple of 512 bytes; the sum of its int32 words, int64 [1]."""
+    """Read a uint8 array, a multiple of 512 bytes; int64 [1], the sum of its int32 words.
+
+    Each part sums modulo 2^32: all bytes have to be read for it, which is what counts.
+    """
     with parts(table.nbytes, len(table) // STEP) as count:
         found = np.zeros(count, np.int64)
         _read(table, count, found)
