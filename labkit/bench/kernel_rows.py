@@ -77,32 +77,29 @@ def _int4_rows(weight: Tensor, tokens: int, effort: Effort) -> Iterator[BenchRow
     eight = [lambda w=w: int4_linear(x, w, activation_bits=8) for w in copies]
     low = x.to(torch.bfloat16)
     low_exact = low.double() @ quantized.dequantize().double().T
+    bfloat16 = Contestant(
+        named("torch", "bfloat16"), kernel_peers.torch_int4(quantized, low, count), low_exact
+    )
+    reading = Contestant("reading the bytes", kernel_peers.reading(packed.nbytes, count), None)
+    waiting = [reading] if tokens == 1 else []  # with more tokens the bytes are not what takes time
     peers = [
         Contestant(named("torch", "float32"), kernel_peers.torch_int4(quantized, x, count), exact),
-        Contestant(
-            named("torch", "bfloat16"), kernel_peers.torch_int4(quantized, low, count), low_exact
-        ),
-        Contestant(
-            named("onnxruntime", "float32"),
-            kernel_peers.onnx_int4(quantized, x, count, effort.threads, 1),
-            exact,
-        ),
+        bfloat16,
+        _onnx("float32", quantized, x, count, effort.threads, 1, exact),
     ]
-    what = f"W4A16 group 128, {_shape(weight)}, {tokens} token{'s' * (tokens > 1)}"
-    if tokens == 1:
-        peers.append(
-            Contestant("reading the bytes", kernel_peers.reading(packed.nbytes, count), None)
-        )
-    yield from _race(what, ours, peers, packed.nbytes, effort)
+    shape = f"group 128, {_shape(weight)}, {tokens} token{'s' * (tokens > 1)}"
+    yield from _race(f"W4A16 {shape}", ours, [*peers, *waiting], packed.nbytes, effort)
     peers = [
-        Contestant(
-            named("onnxruntime", "int8 activations"),
-            kernel_peers.onnx_int4(quantized, x, count, effort.threads, 4),
-            exact,
-        )
+        bfloat16,
+        _onnx("int8 activations", quantized, x, count, effort.threads, 4, exact),
     ]
-    what = what.replace("W4A16", "W4A8")
-    yield from _race(what, Contestant("", eight, exact), peers, packed.nbytes, effort)
+    ours = Contestant("", eight, exact)
+    yield from _race(f"W4A8 {shape}", ours, [*peers, *waiting], packed.nbytes, effort)
+
+
+def _onnx(words, quantized, x, count, threads, level, exact) -> Contestant:
+    calls = kernel_peers.onnx_int4(quantized, x, count, threads, level)
+    return Contestant(named("onnxruntime", words), calls, exact)
 
 
 def _format_rows(weight: Tensor, effort: Effort) -> Iterator[BenchRow | PeerMissingError]:
