@@ -13,8 +13,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-BENCHES = ("quantizers",)
-STUDIES = ("qat", "torchao", "qlora", "images", "encoder")
+BENCHES = ("quantizers", "kernels", "decode", "memory")
+STUDIES = ("qat", "torchao", "qlora", "images", "encoder", "scale")
+# Of the longest record README shows the larger shape, with one token, and the product of many.
+SHOWN = {"kernels": "11008 x 4096, 1 token|512 tokens"}
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "data" / "results"
 
@@ -53,9 +55,12 @@ def times_block() -> str:
 def bench_block(group: str) -> str:
     """Ours beside the libraries: times, their ratio, the errors of both; or memory beside files."""
     result = _read(f"bench-{group}.json")
-    rows = result["rows"]
+    some = SHOWN.get(group, "")
+    rows = [row for row in result["rows"] if re.search(some, row["what"])]
     made = result["made_with"]
     source = f"`{result['command']}`, {made['cpu']}, torch {made['torch']}."
+    if len(rows) < len(result["rows"]):
+        source += f" {len(rows)} of {len(result['rows'])} rows: data/results/bench-{group}.json."
     if "file_bytes" in rows[0]:
         return "\n".join([*_memory_lines(rows), "", source])
     # A note that several rows share is said once, with the first of them; notes that differ from
@@ -73,7 +78,7 @@ def bench_block(group: str) -> str:
         cells += [_error(row["error"]), _error(row["peer_error"])] * compared
         lines.append(f"| {' | '.join(cells + [row['note']] * noted)} |")
     below = [f"- {what}: {note}." for note, what in reversed(notes.items()) if note and not noted]
-    return "\n".join([*lines, "", *below, "", source])
+    return "\n".join([*lines, "", *(below and [*below, ""]), source])
 
 
 def _memory_lines(rows: list[dict[str, Any]]) -> list[str]:

@@ -110,5 +110,5 @@ class Float8Tensor:
 
 
 def to_float8(x: torch.Tensor) -> torch.Tensor:
-    """x in FP8, rounded to nearest even; beyond ±448 it is clipped, where a bare cast gives NaN."""
+    """x in FP8, rounded to nearest even; beyond ±448 clipped, where OFP8 lets a cast give NaN."""
     return x.clamp(-FP8_MAX, FP8_MAX).to(FP8)
