@@ -29,7 +29,7 @@ from labkit.formats import expecting
 from labkit.formats.checkpoint import (
     Checkpoint,
     Folder,
-    LazyLayers,
+    Lazy,
     Without,
     read_folder,
     write_folder,
@@ -94,7 +94,7 @@ def load(path: Path | str) -> Checkpoint:
     return Checkpoint(
         folder.config,
         Without(folder.tensors, parts),
-        LazyLayers(names, partial(_unpacked, folder)),
+        Lazy(names, partial(_unpacked, folder)),
         folder.files,
     )
 

@@ -38,7 +38,7 @@ from labkit.formats.checkpoint import (
     SHARD_BYTES,
     Checkpoint,
     Folder,
-    LazyLayers,
+    Lazy,
     Without,
     read_folder,
     write_folder,
@@ -184,7 +184,7 @@ def _four_bit(folder: Folder) -> tuple[Mapping[str, Quantized], set[str]]:
         parts = {part: folder.tensors[full] for part, full in _names(folder, name).items()}
         return layer_from(states[name], parts, f"{folder.path}: {name}")
 
-    return LazyLayers(states, read), used
+    return Lazy(states, read), used
 
 
 def _names(folder: Folder, name: str) -> dict[str, str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -19,6 +20,7 @@ from labkit.formats.inputs import InputQuantization
 from labkit.formats.reading import LazyTensors, open_tensors, read_companions, read_json
 from labkit.formats.writing import folder_aside, save_tensors, write_bytes, write_json
 
+Value = TypeVar("Value")
 SHARD_BYTES = 2**30
 QUANTIZATION = "quantization_config"
 
@@ -76,14 +78,14 @@ def read_folder(path: Path | str) -> Folder:
     return Folder(path, config, quantization, open_tensors(path), read_companions(path))
 
 
-class LazyLayers(Mapping[str, Quantized]):
-    """Quantized layers, each unpacked when it is asked for; a damaged one is refused then."""
+class Lazy(Mapping[str, Value]):
+    """Layers or tensors, each read when it is asked for; a damaged one is refused then."""
 
-    def __init__(self, names: Iterable[str], read: Callable[[str], Quantized]) -> None:
+    def __init__(self, names: Iterable[str], read: Callable[[str], Value]) -> None:
         self._names = dict.fromkeys(names)
         self._read = read
 
-    def __getitem__(self, name: str) -> Quantized:
+    def __getitem__(self, name: str) -> Value:
         if name not in self._names:
             raise KeyError(name)
         return self._read(name)

@@ -40,7 +40,7 @@ from labkit.formats import expecting
 from labkit.formats.checkpoint import (
     Checkpoint,
     Folder,
-    LazyLayers,
+    Lazy,
     Without,
     read_folder,
     write_folder,
@@ -105,7 +105,7 @@ def load(path: Path | str) -> Checkpoint:
     return Checkpoint(
         folder.config,
         Without(folder.tensors, parts),
-        LazyLayers(names, partial(_unpacked, folder, settings)),
+        Lazy(names, partial(_unpacked, folder, settings)),
         folder.files,
         inputs,
     )

@@ -30,7 +30,7 @@ from labkit.formats import expecting
 from labkit.formats.checkpoint import (
     Checkpoint,
     Folder,
-    LazyLayers,
+    Lazy,
     Without,
     read_folder,
     write_folder,
@@ -120,7 +120,7 @@ def load(path: Path | str) -> Checkpoint:
     return Checkpoint(
         folder.config,
         Without(folder.tensors, parts),
-        LazyLayers(names, partial(_unpacked, folder, bits)),
+        Lazy(names, partial(_unpacked, folder, bits)),
         folder.files,
     )
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from labkit.core.errors import FormatError, LabkitError
-from labkit.formats.checkpoint import Checkpoint
+from labkit.formats.checkpoint import Checkpoint, Lazy
 from labkit.formats.gguf.names import Naming, naming_for
 from labkit.formats.gguf.permute import inverse, row_order
 from labkit.formats.gguf.reader import GgufFile
@@ -16,27 +15,7 @@ from labkit.models.from_gguf import SETTINGS, config_from, undone
 from labkit.nn.packed import Form, form_of
 from labkit.quantize.gguf_types import BLOCK_TYPES
 
-Value = TypeVar("Value")
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-
-class Lazy(Mapping[str, Value]):
-    """A mapping whose values are made when they are asked for."""
-
-    def __init__(self, names: Iterable[str], read: Callable[[str], Value]) -> None:
-        self._names = dict.fromkeys(names)
-        self._read = read
-
-    def __getitem__(self, name: str) -> Value:
-        if name not in self._names:
-            raise KeyError(name)
-        return self._read(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 def gguf_checkpoint(file: GgufFile) -> Checkpoint:
