@@ -185,8 +185,11 @@ ax.set(xscale="log", yscale="log", xlabel="sequences at a time",
        ylabel="GiB read for a token")  # fmt: skip
 ax.set_xticks(batch, [str(b) for b in batch])
 ax.legend(loc="lower left")
-figures.show(fig, alt="GiB read for one token of Llama-3-8B at 8192 tokens of context: weights are "
-             "shared out over more sequences, but the cache stays, so the lines level off.")
+figures.show(
+    fig,
+    alt="GiB read for one token of Llama-3-8B at 8192 tokens of context: weights are "
+    "shared out over more sequences, but the cache stays, so the lines level off.",
+)
 
 # %% [markdown]
 # The codes never become a float copy in memory. One scale a token lets itself be taken out of both
@@ -302,8 +305,11 @@ right.set(yscale="log", xlabel="position", ylabel="KL from float16 (nats)")
 for ax in (left, right):
     ax.set_xscale("log", base=2)
     ax.legend()
-figures.show(fig, alt="Perplexity falls over the first tokens; the lines of four caches lie on "
-             "each other; the KL divergence of each is flat: int8 lowest, fp8, int4 highest.")
+figures.show(
+    fig,
+    alt="Perplexity falls over the first tokens; the lines of four caches lie on "
+    "each other; the KL divergence of each is flat: int8 lowest, fp8, int4 highest.",
+)
 
 # %% tags=["nbval-ignore-output"]
 for kind in KINDS:
@@ -396,6 +402,7 @@ figures.show(
     alt="Magnitudes of 128 tokens by 64 channels: keys as trained are uneven by channel; planted "
     "ones have columns that are bright in every token; values have none that stand out.",
 )
+
 
 # %%
 def unevenness(x):
