@@ -16,6 +16,7 @@ from labkit.core.finite import require_finite
 from labkit.core.quantized import Quantized
 from labkit.formats.inputs import InputQuantization
 from labkit.models.families import Family, Fold
+from labkit.models.hidden import Batch, StoredBatch
 from labkit.models.walking import weight_matrix
 
 
@@ -24,22 +25,19 @@ class BlockCall:
     """One call of a block: a batch of hidden states, and all else that the model passes along.
 
     Args:
-        hidden: float32 [batch, length, hidden].
+        states: float32 [batch, length, hidden], or where they lie.
         args: further positional arguments.
         kwargs: attention mask, position embeddings and the like.
     """
 
-    hidden: Tensor
+    states: Batch
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
 
-
-@dataclass(frozen=True)
-class ModuleCall:
-    """One call of a module inside the block, as it was seen: call it with the same again."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    @property
+    def hidden(self) -> Tensor:
+        """The hidden states, read anew if they lie in a file: the caller alone holds them then."""
+        return self.states.read() if isinstance(self.states, StoredBatch) else self.states
 
 
 class _EnoughError(Exception):
@@ -144,20 +142,19 @@ class Block:
             self._on_replace(self.full_name(linear))
 
     @torch.no_grad()  # not inference_mode: a method may differentiate through what it gets
-    def run(self) -> list[Tensor]:
+    def run(self) -> Iterator[Tensor]:
         """Outputs with the weights as they stand: float32 [batch, length, hidden] a batch."""
-        return [self._forward(call) for call in self.inputs]
+        for call in self.inputs:
+            yield self._forward(call)
 
     @torch.no_grad()
-    def run_last(self) -> list[Tensor]:
+    def run_last(self) -> Iterator[Tensor]:
         """As `run`, and each batch of inputs is let go when its outputs are there.
 
         All hidden states are then in memory once, not twice. Nothing can be run afterwards.
         """
-        outputs = []
         while self.inputs:
-            outputs.append(self._forward(self.inputs.pop(0)))
-        return outputs
+            yield self._forward(self.inputs.pop(0))
 
     @torch.no_grad()
     def collect(self, names: Iterable[str], visit: Callable[[str, Tensor], None]) -> None:
@@ -172,21 +169,6 @@ class Block:
             visit(name, inputs.detach().flatten(0, -2).float())
 
         self._watch(names, see)
-
-    @torch.no_grad()
-    def calls(self, name: str) -> list[ModuleCall]:
-        """Every call of the named module ("" is the block) with all its arguments, by batch."""
-        if not name:
-            return [ModuleCall((call.hidden, *call.args), call.kwargs) for call in self.inputs]
-        seen: list[ModuleCall] = []
-        self._watch([name], lambda _, args, kwargs: seen.append(ModuleCall(args, kwargs)))
-        return seen
-
-    @torch.no_grad()
-    def output(self, name: str, call: ModuleCall) -> Tensor:
-        """What the named module ("" is the block) makes of `call`, the first of several outputs."""
-        module = self.module.get_submodule(name) if name else self.module
-        return first_output(module(*call.args, **call.kwargs))
 
     def _linear(self, name: str) -> nn.Module:
         if name not in self.linears:

@@ -2,13 +2,16 @@
 
 Inputs are captured once, in front of the first block. Then, for each block: read its weights, let
 the method quantize its linears, send the inputs through it, drop it. Its outputs are the inputs of
-the next. With a work folder every finished block lies on the disk, and a run that was killed goes
-on behind the last one, to the same bits.
+the next; of all of them one batch is in memory, the others lie in files (`labkit.models.hidden`).
+With a work folder every finished block lies on the disk, and a run that was killed goes on behind
+the last one, to the same bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import count
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -17,6 +20,7 @@ from labkit.core.errors import ModelError
 from labkit.core.finite import require_finite
 from labkit.models.block import Block, BlockCall
 from labkit.models.capture import Captured, capture
+from labkit.models.hidden import Batch, HiddenStates, drop_all
 from labkit.models.methods.protocol import BlockMethod
 from labkit.models.report import LayerReport
 from labkit.models.request import asked_for, checked_ids, kept_linears
@@ -26,6 +30,7 @@ from labkit.models.sources import FolderSource, ModuleSource, open_source
 from labkit.models.storage import FinishedBlock
 
 Progress = Callable[[str, int, int], None]
+Keep = Callable[[Iterator[Tensor]], list[Batch]]
 
 
 def quantize_blockwise(
@@ -68,10 +73,11 @@ def quantize_blockwise(
     ids = checked_ids(opened, method, calibration)
     walk = _Walk(opened, method, keep, progress)
     if work is None:
-        return walk.run(ids, batch_size, None)
+        with HiddenStates() as states:
+            return walk.run(ids, batch_size, states, None)
     folder = WorkFolder(Path(work), asked_for(opened, method, ids, batch_size, keep))
     with folder.claimed():
-        return walk.run(ids, batch_size, folder)
+        return walk.run(ids, batch_size, folder.states, folder)
 
 
 class _Walk:
@@ -99,25 +105,28 @@ class _Walk:
             for names, kept in zip(linears, self.kept, strict=True)
         ]
 
-    def run(self, ids: Tensor | None, batch_size: int, folder: WorkFolder | None) -> QuantizedModel:
+    def run(
+        self, ids: Tensor | None, batch_size: int, states: HiddenStates, folder: WorkFolder | None
+    ) -> QuantizedModel:
         first = 0 if folder is None else folder.finished()
         finished = [self._restore(index, folder) for index in range(first)]
         captured, hidden = None, []
         if ids is not None and first < len(self.source.blocks):
-            captured = self._capture(ids, batch_size)
-            hidden = captured.hidden
-            captured.hidden = []
+            captured = self._capture(
+                ids, batch_size, drop_all if first else partial(states.keep, 0)
+            )
+            hidden, captured.hidden = captured.hidden, []
             if first:
-                hidden = [h.to(ids.device) for h in folder.read_inputs(first)]
+                hidden = states.read(first, len(captured.extras), ids.device)
         for index in range(first, len(self.source.blocks)):
-            block, outputs = self._quantize(index, captured, hidden)
+            block, hidden = self._quantize(index, captured, hidden, states)
             if folder is not None:
-                folder.write(index, block, outputs)
+                folder.write(index, block)
+            states.drop(index)
             self.source.close_block(index)
             # With a folder the block is read again when it is wanted.
             finished.append(None if isinstance(self.source, FolderSource) else block)
-            hidden = outputs or []
-            del block, outputs
+            del block
         return result_of(self.source, finished, folder)
 
     def _restore(self, index: int, folder: WorkFolder) -> FinishedBlock | None:
@@ -130,20 +139,25 @@ class _Walk:
         self.source.restore(index, block)
         return block
 
-    def _capture(self, ids: Tensor, batch_size: int) -> Captured:
+    def _capture(self, ids: Tensor, batch_size: int, keep: Keep) -> Captured:
         self.source.open_outer()
-        captured = capture(self.source.model, self.source.blocks, ids, batch_size)
+        captured = capture(
+            self.source.model,
+            self.source.blocks,
+            ids,
+            batch_size,
+            lambda batches: keep(_finite(batches, "embeddings of")),
+        )
         self.source.close_outer()
-        for number, states in enumerate(captured.hidden):
-            require_finite(states, f"embeddings of calibration batch {number}")
         return captured
 
     def _quantize(
-        self, index: int, captured: Captured | None, hidden: list[Tensor]
-    ) -> tuple[FinishedBlock, list[Tensor] | None]:
+        self, index: int, captured: Captured | None, hidden: list[Batch], states: HiddenStates
+    ) -> tuple[FinishedBlock, list[Batch]]:
+        """The finished block, and what enters the next one."""
         module = self.source.open_block(index)
         calls: list[BlockCall] = [] if captured is None else captured.calls(index, hidden)
-        calibrated = bool(calls)
+        wanted = bool(calls) and index + 1 < len(self.source.blocks)
         hidden.clear()  # the calls hold them, and let them go when they are not needed any more
         block = Block(
             f"{self.source.prefix}.{index}",
@@ -154,20 +168,31 @@ class _Walk:
             kept=self.kept[index],
             on_replace=self._tick,
         )
-        last = index + 1 == len(self.source.blocks)
+
+        def kept(outputs: Iterator[Tensor]) -> list[Batch]:
+            return states.keep(index + 1, _finite(outputs, f"outputs of {block.name},"))
+
         original = self.method.next_inputs == "original"
-        outputs = block.run() if calibrated and original and not last else None
+        following = kept(block.run()) if wanted and original else []
         reports = self.method.quantize_block(block)
-        if calibrated and not original and not last:
-            outputs = block.run_last()
-        for number, states in enumerate(outputs or []):
-            require_finite(states, f"outputs of {block.name}, calibration batch {number}")
-        return _finished(block, reports), outputs
+        if wanted and not original:
+            following = kept(block.run_last())
+        return _finished(block, reports), following
 
     def _tick(self, name: str) -> None:
         self.done += 1
         if self.progress is not None:
             self.progress(name, self.done, self.total)
+
+
+def _finite(batches: Iterator[Tensor], what: str) -> Iterator[Tensor]:
+    """The batches, each checked when it comes by."""
+
+    def checked(number: int, batch: Tensor) -> Tensor:
+        require_finite(batch, f"{what} calibration batch {number}")
+        return batch
+
+    return map(checked, count(), batches)
 
 
 def _finished(block: Block, reports: list[LayerReport]) -> FinishedBlock:

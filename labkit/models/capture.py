@@ -7,7 +7,7 @@ block to block (Gemma's sliding windows), so the call of every block is recorded
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from labkit.core.errors import ModelError
 from labkit.models.block import BlockCall
+from labkit.models.hidden import Batch
 
 
 @dataclass
@@ -24,15 +25,16 @@ class Captured:
     """The inputs of the first block, and how each block is called.
 
     Args:
-        hidden: float32 [batch, length, hidden] for each batch: what enters the first block.
+        hidden: float32 [batch, length, hidden] for each batch, or where they lie: what enters the
+            first block.
         extras: for each batch, for each block, the other arguments of its call. Equal ones are
             one object: with sequences of one length all batches share masks and positions.
     """
 
-    hidden: list[Tensor] = field(default_factory=list)
+    hidden: list[Batch] = field(default_factory=list)
     extras: list[list[BlockCall]] = field(default_factory=list)
 
-    def calls(self, index: int, hidden: list[Tensor]) -> list[BlockCall]:
+    def calls(self, index: int, hidden: list[Batch]) -> list[BlockCall]:
         """The calls of block `index` when `hidden` enters it, batch by batch."""
         return [
             BlockCall(states, extras[index].args, extras[index].kwargs)
@@ -50,28 +52,40 @@ class _TuplesWantedError(Exception):
 
 @torch.no_grad()
 def capture(
-    model: nn.Module, blocks: list[nn.Module], token_ids: Tensor, batch_size: int
+    model: nn.Module,
+    blocks: list[nn.Module],
+    token_ids: Tensor,
+    batch_size: int,
+    keep: Callable[[Iterator[Tensor]], list[Batch]] = list,
 ) -> Captured:
     """Run `token_ids` (int64 [sequences, length]) up to the blocks, `batch_size` at a time.
 
-    The blocks need no weights; what comes before them does.
+    The blocks need no weights; what comes before them does. What enters the first block goes
+    through `keep`, batch by batch as it is computed.
 
     Raises ModelError when the model does not call its blocks in turn with hidden states.
     """
     captured = Captured()
     recorder = _Recorder(len(blocks))
     with _standing_in(blocks, recorder):
-        for batch in token_ids.split(batch_size):
-            try:
-                _forward(model, batch, recorder)
-            except _TuplesWantedError:
-                recorder.tuples = True
-                _forward(model, batch, recorder)
-            calls = recorder.calls
-            previous = captured.extras[-1] if captured.extras else []
-            captured.hidden.append(calls[0].hidden)
-            captured.extras.append(_shared(calls, previous))
+        captured.hidden = keep(_entering(model, token_ids.split(batch_size), recorder, captured))
     return captured
+
+
+def _entering(
+    model: nn.Module, batches: Sequence[Tensor], recorder: _Recorder, captured: Captured
+) -> Iterator[Tensor]:
+    """What enters the first block; how the blocks are called goes into `captured` on the way."""
+    for batch in batches:
+        try:
+            _forward(model, batch, recorder)
+        except _TuplesWantedError:
+            recorder.tuples = True
+            _forward(model, batch, recorder)
+        calls, recorder.calls = recorder.calls, []
+        previous = captured.extras[-1] if captured.extras else []
+        captured.extras.append(_shared(calls, previous))
+        yield calls.pop(0).hidden
 
 
 def _forward(model: nn.Module, batch: Tensor, recorder: _Recorder) -> None:

@@ -22,7 +22,8 @@ from labkit.formats.gguf.imatrix import ImportanceMatrix
 from labkit.formats.gguf.names import naming_of
 from labkit.models.block import Block
 from labkit.models.capture import capture
-from labkit.models.sources import FolderSource, open_source
+from labkit.models.hidden import HiddenStates
+from labkit.models.sources import FolderSource, ModuleSource, open_source
 
 Progress = Callable[[str, int, int], None]
 
@@ -56,28 +57,39 @@ def importance_matrix(
     opened = open_source(source)
     naming = naming_of(opened.config.get("model_type"), type(opened.model).__name__)
     check_vocabulary(calibration, opened.model)
-    opened.open_outer()
-    captured = capture(opened.model, opened.blocks, calibration, batch_size)
-    opened.close_outer()
-    hidden, captured.hidden = captured.hidden, []
     sums: dict[str, np.ndarray] = {}
-    for index in range(len(opened.blocks)):
-        module = opened.open_block(index)
-        name = f"{opened.prefix}.{index}"
-        block = Block(name, index, module, opened.family, captured.calls(index, hidden))
-        hidden.clear()
-        with _summing(block) as found:
-            hidden = block.run_last()
-        opened.close_block(index)
-        for linear, squares in found.items():
-            full = block.full_name(linear)
-            require_finite(squares, f"inputs of {full}")
-            sums[naming.to_gguf(f"{full}.weight")] = squares.float().cpu().numpy()
-        if progress is not None:
-            progress(name, index + 1, len(opened.blocks))
+    with HiddenStates() as states:
+        for done, (block, squares) in enumerate(
+            _walked(opened, calibration, batch_size, states), start=1
+        ):
+            for linear, summed in squares.items():
+                full = block.full_name(linear)
+                require_finite(summed, f"inputs of {full}")
+                sums[naming.to_gguf(f"{full}.weight")] = summed.float().cpu().numpy()
+            if progress is not None:
+                progress(block.name, done, len(opened.blocks))
     count = calibration.numel()
     sequences, length = calibration.shape
     return ImportanceMatrix(sums, dict.fromkeys(sums, count), tuple(datasets), sequences, length)
+
+
+def _walked(
+    source: ModuleSource | FolderSource, ids: Tensor, batch_size: int, states: HiddenStates
+) -> Iterator[tuple[Block, dict[str, Tensor]]]:
+    """Each block, and the sums of what flowed into its linears."""
+    source.open_outer()
+    captured = capture(source.model, source.blocks, ids, batch_size, partial(states.keep, 0))
+    source.close_outer()
+    hidden, captured.hidden = captured.hidden, []
+    for index in range(len(source.blocks)):
+        module, calls = source.open_block(index), captured.calls(index, hidden)
+        hidden.clear()
+        block = Block(f"{source.prefix}.{index}", index, module, source.family, calls)
+        with _summing(block) as found:
+            hidden = states.keep(index + 1, block.run_last())
+        states.drop(index)
+        source.close_block(index)
+        yield block, found
 
 
 @contextmanager

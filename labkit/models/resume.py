@@ -3,7 +3,7 @@
     run.json                    what was asked for; another run must not go on in this folder;
                                 locked by the process that works here
     block-00000.safetensors     what block 0 became
-    inputs-00001.safetensors    what enters block 1
+    inputs-00001/               what enters block 1, batch by batch (`labkit.models.hidden`)
 
 The inputs of the next block are written before the block itself, and older inputs are removed after
 it. So whenever the run ends, blocks 0 to k-1 and the inputs of block k are there, whole.
@@ -12,16 +12,16 @@ it. So whenever the run ends, blocks 0 to k-1 and the inputs of block k are ther
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from labkit.core.errors import FormatError, ResumeError, StorageError
+from labkit.core.errors import ResumeError, StorageError
 from labkit.core.file_lock import exclusive
-from labkit.formats.reading import open_tensors, read_json
-from labkit.formats.writing import save_tensors, write_json
+from labkit.formats.reading import read_json
+from labkit.formats.writing import write_json
+from labkit.models.hidden import HiddenStates
 from labkit.models.storage import FinishedBlock, read_block, write_block
 
 
@@ -39,6 +39,8 @@ class WorkFolder:
 
     def __init__(self, path: Path, asked: dict[str, Any]) -> None:
         self.path = path
+        #: What enters the blocks; an earlier run's can be read.
+        self.states = HiddenStates(path)
         record = path / "run.json"
         if record.is_file():
             _require_same(path, read_json(record), asked)
@@ -64,7 +66,12 @@ class WorkFolder:
                     remedy="Wait until it has ended, or name another work folder.",
                 ) from error
             for leftover in self.path.glob(".*.partial"):
-                leftover.unlink()
+                if leftover.is_dir():
+                    shutil.rmtree(leftover)
+                else:
+                    leftover.unlink()
+            for index in range(self.finished()):
+                self.states.drop(index)
             yield
 
     def finished(self) -> int:
@@ -78,34 +85,16 @@ class WorkFolder:
         """A finished block."""
         return read_block(self._block(index))
 
-    def read_inputs(self, index: int) -> list[Tensor]:
-        """What enters block `index`, batch by batch. Raises FormatError for a damaged file."""
-        path = self._inputs(index)
-        batches = open_tensors(path)
-        if set(batches) != {str(number) for number in range(len(batches))}:
-            raise FormatError(
-                "these are not the inputs of a block",
-                where=str(path),
-                remedy="Remove the work folder and start the run again.",
-            )
-        return [batches[str(number)] for number in range(len(batches))]
-
-    def write(self, index: int, block: FinishedBlock, outputs: list[Tensor] | None) -> None:
-        """Keep a finished block and its outputs, which enter the next one (None: there is none).
+    def write(self, index: int, block: FinishedBlock) -> None:
+        """Keep a finished block; the inputs of the next one are kept already, if there is one.
 
         Raises StorageError when the disk is full; what was finished before stays as it was.
         """
-        if outputs is not None:
-            batches = {str(number): batch for number, batch in enumerate(outputs)}
-            save_tensors(self._inputs(index + 1), batches)
         write_block(self._block(index), block)
-        self._inputs(index).unlink(missing_ok=True)
+        self.states.drop(index)
 
     def _block(self, index: int) -> Path:
         return self.path / f"block-{index:05}.safetensors"
-
-    def _inputs(self, index: int) -> Path:
-        return self.path / f"inputs-{index:05}.safetensors"
 
 
 def _require_empty(path: Path) -> None:

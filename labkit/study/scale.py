@@ -111,7 +111,7 @@ def extrapolated(figures: dict[str, Any], whole: ModelShape, larger: ModelShape)
     per_weight = sum(p["seconds"] for p in figures["gguf"]["parts"]) / figures["gguf"]["weights"]
     return {
         "operations_of_a_block": asdict(gptq_operations(whole, *counts)),
-        "memory_terms": gptq_memory(whole, calibration.tokens),
+        "memory_terms": gptq_memory(whole),
         "gptq_block_seconds": block,
         "gptq_seconds": start + whole.layers * block,
         "predicted_from_half_width": half * ratio(whole, _half(whole), *counts),
@@ -119,7 +119,7 @@ def extrapolated(figures: dict[str, Any], whole: ModelShape, larger: ModelShape)
         "larger": {
             "model": larger.name,
             "operations_ratio": times,
-            "memory_terms": gptq_memory(larger, calibration.tokens),
+            "memory_terms": gptq_memory(larger),
             "gptq_block_seconds": block * times,
             "gptq_seconds": larger.layers * (block * times) + start * larger.hidden / whole.hidden,
             "gguf_seconds": per_weight * larger.parameters,

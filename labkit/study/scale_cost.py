@@ -77,13 +77,13 @@ def ratio(larger: ModelShape, measured: ModelShape, tokens: int, length: int) ->
     return both[0] / both[1]
 
 
-def gptq_memory(shape: ModelShape, tokens: int) -> dict[str, int]:
+def gptq_memory(shape: ModelShape) -> dict[str, int]:
     """Bytes that are held together while the widest linear of a block is quantized.
 
-    The block in float32, the codes that are finished, the calibration's hidden states in float32,
-    the Hessian twice (the sum that was collected, the copy that is factored), and of the linear
-    three matrices in float32: the weight, the sums that columns have to cancel, and one more that
-    is rounded or compared.
+    The block in float32, the codes that are finished, the Hessian twice (the sum that was
+    collected, the copy that is factored), and of the linear three matrices in float32: the weight,
+    the sums that columns have to cancel, and one more that is rounded or compared. The
+    calibration's hidden states lie in files, however many there are.
     """
     every = [linear for group in linears_of(shape) for linear in group]
     out, columns = max(every, key=lambda linear: (linear[1], linear[0]))
@@ -91,7 +91,6 @@ def gptq_memory(shape: ModelShape, tokens: int) -> dict[str, int]:
     return {
         "block": 4 * weights,
         "codes": weights,
-        "hidden states": 4 * tokens * shape.hidden,
         "Hessian": 2 * 4 * columns**2,
         "linear": 3 * 4 * out * columns,
     }

@@ -3,8 +3,8 @@
     python resume_script.py MODEL_FOLDER WORK_ROOT
 
 Each child ends by SIGKILL, sent to itself at another moment: after the n-th layer, or right before
-or after the n-th rename, when a file is written but not yet in place. The parent has not used a
-thread pool yet when it forks.
+or after the n-th rename, when a file or a folder is written but not yet in place. The parent has
+not used a thread pool yet when it forks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from labkit.models.methods import Gptq
 from labkit.models.sources import FolderSource
 
 MOMENTS = [f"layer {n}" for n in (1, 7, 8, 13, 20, 21)]
-MOMENTS += [f"{side} rename {n}" for n in (1, 2, 3, 4, 5, 6) for side in ("before", "after")]
+# run.json; for each block what enters it, three batches and their folder, and the block itself.
+MOMENTS += [f"{side} rename {n}" for n in range(1, 17) for side in ("before", "after")]
 METHOD = Gptq(QuantScheme(4, granularity="group", group_size=32), loop="plain")
 
 
@@ -34,14 +35,14 @@ def die() -> None:
 def run(model: Path, work: Path, moment: str = "") -> object:
     kind, _, number = moment.rpartition(" ")
     renames = 0
-    replace = Path.replace
+    real = {"replace": Path.replace, "rename": Path.rename}
 
-    def counted(self: Path, target: Path) -> Path:
+    def counted(how: str, self: Path, target: Path) -> Path:
         nonlocal renames
         renames += 1
         if kind == "before rename" and renames == int(number):
             die()
-        done = replace(self, target)
+        done = real[how](self, target)
         if kind == "after rename" and renames == int(number):
             die()
         return done
@@ -50,13 +51,15 @@ def run(model: Path, work: Path, moment: str = "") -> object:
         if kind == "layer" and done == int(number):
             die()
 
-    Path.replace = counted
+    for how in real:
+        setattr(Path, how, lambda self, target, how=how: counted(how, self, target))
     try:
         return quantize_blockwise(
             model, METHOD, tokens(5, 16), work=work, batch_size=2, progress=tick
         )
     finally:
-        Path.replace = replace
+        for how, method in real.items():
+            setattr(Path, how, method)
 
 
 def killed(model: Path, work: Path, moment: str) -> bool:
@@ -91,8 +94,9 @@ def main() -> None:
         assert found.keys() == expected.keys(), moment
         assert all(torch.equal(found[name], expected[name]) for name in expected), moment
         assert [report.figures() for report in again.reports] == figures, moment
-        left = [path.name for path in (root / moment).iterdir() if path.suffix == ".partial"]
-        assert not left, f"{moment}: {left}"
+        left = {path.name for path in (root / moment).iterdir()}
+        blocks = {f"block-{index:05}.safetensors" for index in range(3)}
+        assert left == {"run.json"} | blocks, f"{moment}: {left}"
     print(f"{len(MOMENTS) + 1} killed runs resumed to the same bits")
 
 

@@ -49,7 +49,7 @@ def test_the_linears_of_a_group_read_one_tensor(name: str) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_folding_random_scales_keeps_the_function(name: str) -> None:
     block = first_block(tiny(name))
-    before = block.run()
+    before = list(block.run())
     weights = {linear: block.weight(linear) for linear in block.linears}
     assert block.folds()
     for fold in block.folds():

@@ -48,7 +48,7 @@ def test_sigkill_at_any_point(folder: Path, tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "19 killed runs resumed to the same bits" in done.stdout
+    assert "39 killed runs resumed to the same bits" in done.stdout
 
 
 class StopError(Exception):
@@ -74,7 +74,7 @@ def test_ctrl_c_leaves_a_state_to_go_on_from(folder: Path, tmp_path: Path) -> No
         "run.json",
         "block-00000.safetensors",
         "block-00001.safetensors",
-        "inputs-00002.safetensors",
+        "inputs-00002",
     }
     told = []
     again = quantize_blockwise(
@@ -198,22 +198,31 @@ def test_a_full_disk_leaves_no_half_file_and_the_run_goes_on(folder: Path, tmp_p
 def test_a_disk_that_fills_up_later(folder: Path, tmp_path: Path, monkeypatch) -> None:
     import labkit.formats.writing as writing
 
-    whole = quantize_blockwise(folder, METHOD, IDS, work=tmp_path / "whole")
-    work, real, calls = tmp_path / "work", writing.save_file, []
+    whole = quantize_blockwise(folder, METHOD, IDS, work=tmp_path / "whole", batch_size=2)
+    work, real = tmp_path / "work", writing.save_file
 
-    def full(tensors, path, metadata):
-        calls.append(path)
-        real(tensors, path, metadata)
-        if len(calls) == 4:  # the second block, after the inputs of the third
-            path.write_bytes(path.read_bytes()[:100])
-            raise OSError(28, "No space left on device")
+    def fill_at(name: str):
+        def full(tensors, path, metadata):
+            real(tensors, path, metadata)
+            if name in str(path):
+                path.write_bytes(path.read_bytes()[:100])
+                raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(writing, "save_file", full)
-    with pytest.raises(StorageError, match=r"block-00001.*No space left"):
-        quantize_blockwise(folder, METHOD, IDS, work=work)
+        return full
+
+    # The second block, after the inputs of the third; then those inputs, in their second batch.
+    for name, left in (
+        ("block-00001", ["inputs-00001", "inputs-00002"]),
+        ("00001.safetensors.", ["inputs-00001"]),
+    ):
+        monkeypatch.setattr(writing, "save_file", fill_at(name))
+        with pytest.raises(StorageError, match=rf"{name}.*No space left"):
+            quantize_blockwise(folder, METHOD, IDS, work=work, batch_size=2)
+        assert [path.name for path in sorted(work.glob("block*"))] == ["block-00000.safetensors"]
+        assert [path.name for path in sorted(work.glob("inputs*"))] == left
+        assert not list(work.glob(".*"))
     monkeypatch.setattr(writing, "save_file", real)
-    assert [path.name for path in sorted(work.glob("block*"))] == ["block-00000.safetensors"]
-    assert same(whole, quantize_blockwise(folder, METHOD, IDS, work=work))
+    assert same(whole, quantize_blockwise(folder, METHOD, IDS, work=work, batch_size=2))
 
 
 def test_a_damaged_work_file_is_said(folder: Path, tmp_path: Path) -> None:
@@ -231,9 +240,12 @@ def test_a_lost_or_foreign_inputs_file_is_said(folder: Path, tmp_path: Path) -> 
     work = tmp_path / "work"
     with pytest.raises(StopError):
         quantize_blockwise(folder, METHOD, IDS, work=work, progress=stop_at(8, StopError()))
-    inputs = work / "inputs-00001.safetensors"
+    inputs = work / "inputs-00001" / "00000.safetensors"
     save_file({"x": torch.ones(2)}, inputs)
     with pytest.raises(FormatError, match="not the inputs of a block"):
+        quantize_blockwise(folder, METHOD, IDS, work=work)
+    inputs.write_bytes(b"cut off")
+    with pytest.raises(FormatError, match=r"inputs-00001.00000"):
         quantize_blockwise(folder, METHOD, IDS, work=work)
     inputs.unlink()
     with pytest.raises(FormatError, match="inputs-00001"):

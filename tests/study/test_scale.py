@@ -68,7 +68,7 @@ def test_operations_are_those_that_torch_counts(checkpoint):
     with FlopCounterMode(display=False) as counter:
         for group in block.groups():
             block.collect([group[0]], lambda name, x: inputs.append(x))
-        block.run()
+        list(block.run())
     assert counter.get_total_flops() == expected.forward
     with FlopCounterMode(display=False) as counter:
         for x in inputs:

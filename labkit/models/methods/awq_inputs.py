@@ -14,8 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from labkit.core.errors import CalibrationError
-from labkit.models.block import Block, ModuleCall, first_output
+from labkit.models.block import Block, first_output
 from labkit.quantize.hessian import InputStats
+
+
+@dataclass(frozen=True)
+class ModuleCall:
+    """One call of a module inside the block, as it was seen: call it with the same again."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
 
 
 @dataclass
