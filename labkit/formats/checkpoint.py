@@ -90,6 +90,9 @@ class Lazy(Mapping[str, Value]):
             raise KeyError(name)
         return self._read(name)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._names  # Mapping's own would read it
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 
@@ -109,6 +112,9 @@ class Without(Mapping[str, torch.Tensor]):
         if name not in self._names:
             raise KeyError(name)
         return self._tensors[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names  # Mapping's own would read it
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

@@ -81,6 +81,9 @@ class LazyTensors(Mapping[str, torch.Tensor]):
             )
         return torch.frombuffer(buffer, dtype=entry.dtype).reshape(entry.shape)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._places  # Mapping's own would read the tensor
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
 

@@ -8,7 +8,7 @@ layers rounds its inputs first, so that the outputs are those of the integers th
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +19,8 @@ from labkit.core.quantized import Quantized
 from labkit.formats.checkpoint import QUANTIZATION, Checkpoint
 from labkit.formats.inputs import InputQuantization
 from labkit.formats.tokenizer_files import tokenizer_files
-from labkit.models.walking import weight_matrix
+from labkit.models.skeleton import parameters_on_meta
+from labkit.models.walking import as_stored, weight_matrix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -83,13 +84,18 @@ def model_from(checkpoint: Checkpoint) -> PreTrainedModel:
     config = config_of(checkpoint)
     # First without memory: a config that claims 10^6 x 10^6 costs nothing before it is refused.
     with torch.device("meta"):
-        skeleton = built(AutoModelForCausalLM, config)
-    _require_fit(skeleton, checkpoint)
-    model = built(AutoModelForCausalLM, config).to(torch.float32)
-    _fill(model, checkpoint)
+        skeleton = built(AutoModelForCausalLM, config).to(torch.float32)
+    _require_names(skeleton, checkpoint)
+    weights = _read(skeleton, checkpoint)
+    with parameters_on_meta():
+        model = built(AutoModelForCausalLM, config).to(torch.float32)
+    model.load_state_dict(weights, strict=False, assign=True)
+    for name in tied_head(model) - {f"{layer}.weight" for layer in checkpoint.layers}:
+        head = model.get_submodule(name.removesuffix(".weight"))
+        head.weight = model.get_input_embeddings().weight
     for name, quantization in checkpoint.inputs.items():
         model.get_submodule(name).register_forward_pre_hook(_rounding(quantization))
-    return model.eval()
+    return model.requires_grad_(True).eval()
 
 
 def config_of(checkpoint: Checkpoint) -> Any:
@@ -142,29 +148,47 @@ def _built_errors() -> tuple[type[Exception], ...]:
     return (*usual, RuntimeError, AssertionError, strict)
 
 
-def _require_fit(model: nn.Module, checkpoint: Checkpoint) -> None:
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+def _require_names(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Every name of the checkpoint has a place in the model, and the other way round."""
+    wanted = set(model.state_dict())
     modules = dict(model.named_modules())
-    offered = {f"{name}.weight" for name in checkpoint.layers}
     for name in checkpoint.layers:
         if not isinstance(getattr(modules.get(name), "weight", None), torch.Tensor):
             raise misfit(f"layer {name!r} is not in a {type(model).__name__}")
-        shape = tuple(weight_matrix(modules[name]).shape)
-        if tuple(checkpoint.layers[name].shape) != shape:
-            found = tuple(checkpoint.layers[name].shape)
-            raise misfit(f"layer {name!r} is {found}, by config.json {shape}")
     for name in checkpoint.tensors:
-        if name not in wanted and says_nothing(name, checkpoint):
-            continue
-        offered.add(name)
-        if name not in wanted:
+        if name not in wanted and not says_nothing(name, checkpoint):
             raise misfit(f"tensor {name!r} belongs nowhere in a {type(model).__name__}")
-        shape = tuple(checkpoint.tensors[name].shape)
-        if shape != wanted[name]:
-            raise misfit(f"tensor {name!r} is {shape}, by config.json {wanted[name]}")
-    missing = sorted(set(wanted) - offered - tied_head(model))
+    offered = {f"{name}.weight" for name in checkpoint.layers} | set(checkpoint.tensors)
+    missing = sorted(wanted - offered - tied_head(model))
     if missing:
         raise misfit(f"no tensor for {missing[0]!r}, and {len(missing) - 1} others")
+
+
+@torch.no_grad()
+def _read(model: nn.Module, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """What goes into the model's state dict: each tensor is read, each layer unpacked, once."""
+    wanted = model.state_dict()
+    found: dict[str, torch.Tensor] = {}
+    for name in checkpoint.tensors:
+        if name in wanted:
+            tensor = checkpoint.tensors[name]
+            _require_shape(f"tensor {name!r}", tensor.shape, wanted[name].shape)
+            found[name] = tensor.to(wanted[name].dtype)
+    for name in checkpoint.layers:
+        module = model.get_submodule(name)
+        try:
+            layer = checkpoint.layers[name]
+            _require_shape(f"layer {name!r}", layer.shape, weight_matrix(module).shape)
+            found[f"{name}.weight"] = as_stored(module, layer.dequantize().float())
+        except LabkitError as error:
+            error.add_note(f"in layer {name}")
+            raise
+    return found
+
+
+def _require_shape(what: str, found: Iterable[int], wanted: Iterable[int]) -> None:
+    if tuple(found) != tuple(wanted):
+        raise misfit(f"{what} is {tuple(found)}, by config.json {tuple(wanted)}")
 
 
 def says_nothing(name: str, checkpoint: Checkpoint) -> bool:
@@ -188,22 +212,6 @@ def misfit(what: str) -> FormatError:
     return FormatError(
         what, remedy="config.json and the weights do not belong together; fetch both again."
     )
-
-
-@torch.no_grad()
-def _fill(model: nn.Module, checkpoint: Checkpoint) -> None:
-    model.tie_weights()
-    own = model.state_dict()
-    for name in checkpoint.tensors:
-        if name in own:
-            own[name].copy_(checkpoint.tensors[name])
-    for name in checkpoint.layers:
-        try:
-            weight = checkpoint.layers[name].dequantize()
-        except LabkitError as error:
-            error.add_note(f"in layer {name}")
-            raise
-        weight_matrix(model.get_submodule(name)).copy_(weight)
 
 
 def _rounding(quantization: InputQuantization) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from labkit.core.quantized import Quantized
-from labkit.formats.checkpoint import Checkpoint
+from labkit.formats.checkpoint import Checkpoint, Lazy
 from labkit.formats.inputs import InputQuantization
 from labkit.models.report import LayerReport
 from labkit.models.resume import WorkFolder
@@ -89,30 +89,13 @@ def _from_disk(source: FolderSource, folder: WorkFolder) -> QuantizedModel:
     reader = _Reader(source, folder)
     return QuantizedModel(
         None,
-        _Lazy(layers, reader.layer),
+        Lazy(layers, lambda name: reader.layer(name, layers[name])),
         reports,
-        _Lazy(tensors, reader.tensor),
+        Lazy(tensors, lambda name: reader.tensor(name, tensors[name])),
         source.config,
         source.skeleton.files,
         inputs,
     )
-
-
-class _Lazy(Mapping[str, Any]):
-    """Names with the place of each, read when asked for."""
-
-    def __init__(self, places: dict[str, Any], read: Any) -> None:
-        self._places = places
-        self._read = read
-
-    def __getitem__(self, name: str) -> Any:
-        return self._read(name, self._places[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
 
 
 class _Reader:

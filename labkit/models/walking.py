@@ -55,6 +55,11 @@ def weight_matrix(layer: nn.Module) -> Tensor:
     return weight.T if type(layer).__name__ == "Conv1D" else weight
 
 
+def as_stored(layer: nn.Module, matrix: Tensor) -> Tensor:
+    """`matrix` [out, in] the way the layer stores its weight, contiguous."""
+    return matrix.T.contiguous() if type(layer).__name__ == "Conv1D" else matrix.contiguous()
+
+
 @torch.no_grad()  # not inference_mode: learners may differentiate through what they get
 def capture_inputs(model: nn.Module, token_ids: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
     """What flows into the named layers: name -> float32 [tokens, in].

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import pytest
 import torch
 from formats.checkpoints import scheme, tiny_checkpoint
 from tiny_models import tiny
 
+from labkit import formats
 from labkit.core.errors import FormatError, ModelError
 from labkit.core.float8_tensor import Float8Tensor
-from labkit.formats import InputQuantization, awq, compressed_tensors, gptq
-from labkit.formats.reading import open_tensors
+from labkit.formats import InputQuantization, awq, bitsandbytes, compressed_tensors, gptq
+from labkit.formats.checkpoint import Lazy
+from labkit.formats.reading import LazyTensors, open_tensors
 from labkit.formats.writing import save_tensors
 from labkit.models import bundled_folder, load
 from labkit.models.apply import quantize_model
 from labkit.models.quantized import checkpoint_from, model_from
 from labkit.models.walking import linear_layers, weight_matrix
-from labkit.quantize import rtn
+from labkit.quantize import nf4, rtn
 
 TOKENS = torch.arange(40).reshape(2, 20)
 
@@ -60,6 +63,40 @@ def test_load_takes_the_bundled_model_in_every_format(tmp_path):
     whole = sum(path.stat().st_size for path in bundled_folder().glob("*.safetensors"))
     packed = sum(path.stat().st_size for path in (tmp_path / "gptq").glob("*.safetensors"))
     assert packed < whole  # bfloat16 embeddings went to float32, linear layers to 4 bits
+
+
+@pytest.mark.parametrize(
+    ("fmt", "what"),
+    [
+        (gptq, scheme(4, False, 32)),
+        (awq, scheme(4, False, 32)),
+        (compressed_tensors, scheme(8, True, None)),
+        (bitsandbytes, None),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_nothing_is_read_or_unpacked_twice(tmp_path, monkeypatch, family, fmt, what):
+    model = tiny(family)
+    layers = {
+        name: nf4.quantize(weight_matrix(layer)) if what is None
+        else rtn.quantize(weight_matrix(layer), what)
+        for name, layer in linear_layers(model).items()
+    }  # fmt: skip
+    fmt.save(checkpoint_from(model, layers), tmp_path / "m")
+    checkpoint, seen = formats.load(tmp_path / "m"), Counter()
+    for kind in (LazyTensors, Lazy):
+        read = kind.__getitem__
+        monkeypatch.setattr(
+            kind,
+            "__getitem__",
+            lambda self, name, read=read, kind=kind: (
+                seen.update([(kind.__name__, name)]) or read(self, name)
+            ),
+        )
+    model_from(checkpoint)
+    assert {name for kind, name in seen if kind == "Lazy"} == set(layers)
+    assert set(seen.values()) == {1}, [name for name, times in seen.items() if times > 1]
 
 
 def test_inputs_are_rounded_where_the_checkpoint_says_so():
