@@ -25,11 +25,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(home.cleanup)
     os.environ["LABKIT_HOME"] = home.name
     os.environ.pop("LABKIT_MODEL", None)
-    if hasattr(config, "workerinput"):
-        from labkit.core.compiled import own_cache
+    from labkit.core.compiled import cache_for_tests
 
-        cache = own_cache(Path(__file__).parents[1], config.workerinput["workerid"])
-        os.environ["NUMBA_CACHE_DIR"] = str(cache)
+    os.environ["NUMBA_CACHE_DIR"] = str(cache_for_tests(Path(__file__).parents[1]))
 
 
 def pytest_collectstart(collector: pytest.Collector) -> None:

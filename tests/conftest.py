@@ -28,11 +28,9 @@ def pytest_configure(config: pytest.Config) -> None:
     # A sitecustomize of the system may be loaded already under that name.
     sys.modules.pop("sitecustomize", None)
     __import__("sitecustomize")
-    if hasattr(config, "workerinput"):
-        from labkit.core.compiled import own_cache
+    from labkit.core.compiled import cache_for_tests
 
-        cache = own_cache(config.rootpath, config.workerinput["workerid"])
-        os.environ["NUMBA_CACHE_DIR"] = str(cache)
+    os.environ["NUMBA_CACHE_DIR"] = str(cache_for_tests(config.rootpath))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -1,14 +1,24 @@
-"""Compiled loops are kept on disk, and Numba looks at one file to see whether they still hold.
+"""Compiled loops are kept on disk; here is what Numba's keeping of them needs beside.
 
-The file of the function that is compiled: not those whose functions it calls. After an update that
-changes only such a file, the old machine code would run. So a folder's kept code is dropped when
-any source file of the folder is newer, or of another folder whose functions it calls.
+Numba looks at one file to see whether its code still holds: the file of the function that is
+compiled, not those whose functions it calls. After an update that changes only such a file, the old
+machine code would run. So a folder's kept code is dropped when any source file of the folder is
+newer, or of another folder whose functions it calls.
+
+And it numbers the files that it keeps. Two processes that compile different signatures of one
+function at once give both the same number, and a third then runs the wrong code. So the files get
+names that nobody else takes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import uuid
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from numba.core.caching import IndexDataCacheFile
 
 
 def drop_stale(folder: Path, *called: Path) -> int:
@@ -35,13 +45,27 @@ def drop_stale(folder: Path, *called: Path) -> int:
     return removed
 
 
-def own_cache(root: Path, process: str) -> Path:
-    """A folder below ``root`` for the machine code of one of several processes side by side.
+def share_folders() -> None:
+    """Let several processes keep code in one folder, at the same time.
 
-    Numba numbers the files that it keeps. Two processes that compile different signatures of a
-    function at once give both one number, and a third then runs the wrong code. The folder's name
-    changes with the sources, so what it holds is never stale. For NUMBA_CACHE_DIR.
+    Each file of machine code gets a name of its own in place of Numba's next number. What is left
+    of the race is harmless: an index that loses one of two entries, whose function is compiled
+    again where it is missed.
+    """
+    from numba.core.caching import IndexDataCacheFile
+
+    IndexDataCacheFile._data_name = _own_name  # type: ignore[method-assign]
+
+
+def _own_name(cache: IndexDataCacheFile, number: int) -> str:
+    """A file of ``cache`` (Numba's IndexDataCacheFile) for one more signature."""
+    return f"{cache._index_name.removesuffix('.nbi')}.{uuid.uuid4().hex[:16]}.nbc"
+
+
+def cache_for_tests(root: Path) -> Path:
+    """A folder below ``root`` for the machine code of all processes of a test run.
+
+    Its name changes with the sources, so what it holds is never stale. For NUMBA_CACHE_DIR.
     """
     sources = Path(__file__).parents[1].rglob("*.py")
-    newest = max(path.stat().st_mtime_ns for path in sources)
-    return root / ".numba" / f"{newest}-{process}"
+    return root / ".numba" / str(max(path.stat().st_mtime_ns for path in sources))

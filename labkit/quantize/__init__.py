@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
-from labkit.core.compiled import drop_stale
+from labkit.core.compiled import drop_stale, share_folders
 
+share_folders()
 drop_stale(Path(__file__).parent)

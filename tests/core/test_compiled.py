@@ -3,8 +3,12 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
-from labkit.core.compiled import drop_stale, own_cache
+from numba.core.caching import IndexDataCacheFile
+
+import labkit
+from labkit.core.compiled import drop_stale, share_folders, cache_for_tests
 
 CALLED = "import numba\n\n@numba.njit(inline='always')\ndef value():\n    return {}\n"
 CALLER = """import numba
@@ -60,7 +64,33 @@ def test_a_newer_source_of_a_folder_that_is_called_counts(tmp_path):
     assert drop_stale(callers, called) == 1 and not kept.exists()
 
 
-def test_processes_side_by_side_keep_their_code_apart(tmp_path):
-    one, two = own_cache(tmp_path, "gw0"), own_cache(tmp_path, "gw1")
-    assert one != two and one.parent == two.parent
-    assert own_cache(tmp_path, "gw0") == one
+def test_two_processes_that_keep_code_at_once_do_not_exchange_it(tmp_path, monkeypatch):
+    """Both read an empty index; the first writes its code when the second has done so."""
+    share_folders()
+    first, second, third = (IndexDataCacheFile(str(tmp_path), "f-1.py311", 1) for _ in range(3))
+    monkeypatch.setattr(second, "_load_index", dict)
+    keep = first._save_data
+
+    def late(name, data):
+        second.save("float64", "of floats")
+        keep(name, data)
+
+    monkeypatch.setattr(first, "_save_data", late)
+    first.save("int64", "of integers")
+    assert third.load("float64") == "of floats"
+    assert third.load("int64") in (None, "of integers")
+    third.save("int64", "of integers")
+    assert third.load("int64") == "of integers" and third.load("float64") == "of floats"
+
+
+def test_whoever_compiles_for_labkit_shares_folders():
+    code = "import labkit.quantize; from numba.core.caching import IndexDataCacheFile as F; "
+    code += "from labkit.core import compiled; assert F._data_name is compiled._own_name"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_processes_of_a_test_run_have_one_folder_for_these_sources(tmp_path):
+    assert cache_for_tests(tmp_path) == cache_for_tests(tmp_path)
+    assert cache_for_tests(tmp_path).parent == tmp_path / ".numba"
+    newest = max(path.stat().st_mtime_ns for path in Path(labkit.__file__).parent.rglob("*.py"))
+    assert cache_for_tests(tmp_path).name == str(newest)
