@@ -13,7 +13,8 @@ from labkit.formats.gguf.reader import GgufFile
 from labkit.formats.gguf.settings_reading import Source, config_of
 from labkit.kernels.gguf_panels import GgufPanels
 from labkit.models.decoder.settings import capacity_of, rope_tables, shape_of
-from labkit.nn.decoder.decoder import Decoder, Layer
+from labkit.nn.decoder.decoder import Decoder
+from labkit.nn.decoder.parts import Layer
 
 _MATRICES = dict(
     q="attn_q",

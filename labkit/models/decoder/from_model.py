@@ -11,7 +11,8 @@ from torch import Tensor
 from labkit.core.errors import ModelError
 from labkit.kernels.gguf_panels import GgufPanels
 from labkit.models.decoder.settings import capacity_of, rope_tables, shape_of
-from labkit.nn.decoder.decoder import Decoder, Layer
+from labkit.nn.decoder.decoder import Decoder
+from labkit.nn.decoder.parts import Layer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from labkit.core.errors import ModelError
-from labkit.nn.decoder.decoder import Shape
+from labkit.nn.decoder.parts import Shape
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
