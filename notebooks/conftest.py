@@ -27,7 +27,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.pop("LABKIT_MODEL", None)
     from labkit.core.compiled import cache_for_tests
 
-    os.environ["NUMBA_CACHE_DIR"] = str(cache_for_tests(Path(__file__).parents[1]))
+    os.environ.setdefault("NUMBA_CACHE_DIR", str(cache_for_tests(Path(__file__).parents[1])))
 
 
 def pytest_collectstart(collector: pytest.Collector) -> None:

@@ -30,7 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
     __import__("sitecustomize")
     from labkit.core.compiled import cache_for_tests
 
-    os.environ["NUMBA_CACHE_DIR"] = str(cache_for_tests(config.rootpath))
+    os.environ.setdefault("NUMBA_CACHE_DIR", str(cache_for_tests(config.rootpath)))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

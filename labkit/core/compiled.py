@@ -20,6 +20,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from numba.core.caching import IndexDataCacheFile
 
+COMPILED = ("core", "kernels", "nn", "quantize")
+"""The packages of labkit with functions that Numba compiles, or that those call."""
+
 
 def drop_stale(folder: Path, *called: Path) -> int:
     """Remove Numba's kept code of the modules in ``folder`` if a source is newer; count the files.
@@ -65,7 +68,9 @@ def _own_name(cache: IndexDataCacheFile, number: int) -> str:
 def cache_for_tests(root: Path) -> Path:
     """A folder below ``root`` for the machine code of all processes of a test run.
 
-    Its name changes with the sources, so what it holds is never stale. For NUMBA_CACHE_DIR.
+    Its name changes with the sources that are compiled, so what it holds is never stale, not even
+    where a source is edited while tests run. For NUMBA_CACHE_DIR.
     """
-    sources = Path(__file__).parents[1].rglob("*.py")
+    labkit = Path(__file__).parents[1]
+    sources = (path for name in COMPILED for path in (labkit / name).rglob("*.py"))
     return root / ".numba" / str(max(path.stat().st_mtime_ns for path in sources))

@@ -1,6 +1,7 @@
 """Kept machine code does not outlive a source that it was made from."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +9,9 @@ from pathlib import Path
 from numba.core.caching import IndexDataCacheFile
 
 import labkit
-from labkit.core.compiled import drop_stale, share_folders, cache_for_tests
+from labkit.core.compiled import COMPILED, cache_for_tests, drop_stale, share_folders
 
+PACKAGE = Path(labkit.__file__).parent
 CALLED = "import numba\n\n@numba.njit(inline='always')\ndef value():\n    return {}\n"
 CALLER = """import numba
 from helper import value
@@ -90,7 +92,13 @@ def test_whoever_compiles_for_labkit_shares_folders():
 
 
 def test_the_processes_of_a_test_run_have_one_folder_for_these_sources(tmp_path):
-    assert cache_for_tests(tmp_path) == cache_for_tests(tmp_path)
     assert cache_for_tests(tmp_path).parent == tmp_path / ".numba"
-    newest = max(path.stat().st_mtime_ns for path in Path(labkit.__file__).parent.rglob("*.py"))
-    assert cache_for_tests(tmp_path).name == str(newest)
+    sources = [path for name in COMPILED for path in (PACKAGE / name).rglob("*.py")]
+    assert cache_for_tests(tmp_path).name == str(max(path.stat().st_mtime_ns for path in sources))
+
+
+def test_nothing_is_compiled_elsewhere():
+    numba = re.compile(r"^(import|from) numba\b", re.M)
+    using = {path for path in PACKAGE.rglob("*.py") if numba.search(path.read_text())}
+    assert len(using) > 10
+    assert {path.relative_to(PACKAGE).parts[0] for path in using} <= set(COMPILED)
