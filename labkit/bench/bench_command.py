@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from labkit.bench import harness
-from labkit.bench.harness import AsJson, Chart, Options, Quick, Rounds, Save, Threads
+from labkit.bench.options import Options, with_options
 from labkit.bench.quantizers import SOURCES, compare
 
 RESULTS = Path(__file__).resolve().parents[2] / "data" / "results"
@@ -47,7 +47,7 @@ MODULES = {
 }
 
 app = typer.Typer(help="Ours beside the real libraries, in one run.", add_completion=False)
-_ONLY = typer.Option(help="May be repeated.")
+Only = Annotated[list[str] | None, typer.Option(help="May be repeated.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -72,15 +72,8 @@ def overview() -> Table:
 
 
 @app.command()
-def quantizers(
-    only: Annotated[list[str] | None, _ONLY] = None,
-    quick: Quick = False,
-    rounds: Rounds = 5,
-    threads: Threads = "2",
-    as_json: AsJson = False,
-    save: Save = None,
-    chart: Chart = None,
-) -> None:
+@with_options()
+def quantizers(options: Options, only: Only = None) -> None:
     """Seconds and output error of our quantizers (gptq, awq, nf4) and of the libraries' own.
 
     Peers live in environments of their own: `make card-env`, `make peers`.
@@ -89,27 +82,18 @@ def quantizers(
 
     names = harness.chosen(only, list(SOURCES))
     words = [] if names == list(SOURCES) else [f"--only {name}" for name in names]
-    options = Options(quick, rounds, threads, as_json, save, chart)
     rows = lambda effort: compare(names, effort)  # noqa: E731
     harness.run("quantizers", rows, bench_table, options, words=words)
 
 
 @app.command()
-def gguf(
-    only: Annotated[list[str] | None, _ONLY] = None,
-    quick: Quick = False,
-    rounds: Rounds = 5,
-    threads: Threads = "1,2",
-    as_json: AsJson = False,
-    save: Save = None,
-    chart: Chart = None,
-) -> None:
+@with_options(threads="1,2")
+def gguf(options: Options, only: Only = None) -> None:
     """Encode and decode a 4096 x 4096 weight in every GGUF type: ours and ggml's C, in turns."""
     from labkit.bench import gguf_rows
     from labkit.bench.tables import gguf_table
 
     names = [name.upper() for name in only] if only else list(gguf_rows.TYPES)
-    options = Options(quick, rounds, threads, as_json, save, chart)
     words = [f"--only {name}" for name in only or []]
     rows = lambda effort: gguf_rows.rows(  # noqa: E731
         names, 1024 if effort.quick else 4096, effort.rounds, [effort.threads]
@@ -118,42 +102,24 @@ def gguf(
 
 
 @app.command()
-def kernels(
-    quick: Quick = False,
-    rounds: Rounds = 5,
-    threads: Threads = "2",
-    as_json: AsJson = False,
-    save: Save = None,
-    chart: Chart = None,
-) -> None:
+@with_options()
+def kernels(options: Options) -> None:
     """W4A16, W4A8, W8A8, GGUF, NF4 and FP8 beside torch, ONNX Runtime, llama.cpp, bitsandbytes."""
-    _run("kernels", Options(quick, rounds, threads, as_json, save, chart))
+    _run("kernels", options)
 
 
 @app.command()
-def decode(
-    quick: Quick = False,
-    rounds: Rounds = 5,
-    threads: Threads = "2",
-    as_json: AsJson = False,
-    save: Save = None,
-    chart: Chart = None,
-) -> None:
+@with_options()
+def decode(options: Options) -> None:
     """Tokens a second of a random 1B model, ours and llama.cpp's on the same file."""
-    _run("decode", Options(quick, rounds, threads, as_json, save, chart))
+    _run("decode", options)
 
 
 @app.command()
-def memory(
-    quick: Quick = False,
-    rounds: Rounds = 1,
-    threads: Threads = "2",
-    as_json: AsJson = False,
-    save: Save = None,
-    chart: Chart = None,
-) -> None:
+@with_options(rounds=1)
+def memory(options: Options) -> None:
     """Resident memory of a model loaded from each format, beside the bytes of its file."""
-    _run("memory", Options(quick, rounds, threads, as_json, save, chart))
+    _run("memory", options)
 
 
 def _run(group: str, options: Options) -> None:

@@ -1,4 +1,4 @@
-"""What all groups of `labkit bench` have in common: options, progress, table, record, chart.
+"""What all groups of `labkit bench` have in common: progress, table, record, chart.
 
 A group is a function `rows(effort)` that yields rows as they are measured, and in the place of a
 row that cannot be had (a library that is not there) the reason, as text or as an error.
@@ -9,30 +9,17 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Any, Protocol
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from labkit.bench.options import Options
 from labkit.bench.rows import Effort
 from labkit.core.errors import LabkitError
-
-Quick = Annotated[
-    bool, typer.Option(help="Small problems, two rounds at most: less than a minute.")
-]
-Rounds = Annotated[int, typer.Option(min=1, help="How often each side is timed, in turns.")]
-Threads = Annotated[
-    str, typer.Option(help="For both sides; several, such as 1,2, one after the other.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")]
-Save = Annotated[
-    Path | None, typer.Option(help="Write rows, command and machine to this JSON file.")
-]
-Chart = Annotated[Path | None, typer.Option(help="Draw the ratios into this file, such as a.png.")]
 
 
 class Row(Protocol):
@@ -53,23 +40,6 @@ class Row(Protocol):
     def as_dict(self) -> dict[str, Any]:
         """The row for a results file."""
         ...
-
-
-@dataclass(frozen=True)
-class Options:
-    """The options that every group has."""
-
-    quick: bool = False
-    rounds: int = 5
-    threads: str = "2"
-    as_json: bool = False
-    save: Path | None = None
-    chart: Path | None = None
-
-    @property
-    def used_rounds(self) -> int:
-        """No more than two where it is to be quick."""
-        return min(self.rounds, 2) if self.quick else self.rounds
 
 
 def run(
