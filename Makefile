@@ -15,7 +15,8 @@ PYTHON_311 ?= $(shell for p in python3.11 $(PYTHON); do \
 MAKING := pyproject.toml labkit/environment/create.py labkit/environment/llama_cpp.cmake
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test test-slow test-peers lint notebooks card-env peers clean
+.PHONY: help setup lab test test-slow test-peers lint notebooks card-env peers clean \
+	gptqmodel-env llmcompressor-env
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -50,7 +51,7 @@ test-slow: setup ## ten million weights a type, a hundred thousand damaged files
 	$(PY) -m pytest tests -m "slow and not peers" -n $(JOBS) --dist worksteal
 
 test-peers: setup peers ## our methods and formats against the real libraries
-	$(PY) -m pytest tests -m peers
+	$(PY) -m pytest tests -m peers -n $(JOBS) --dist loadgroup
 
 lint: setup ## ruff, mypy on labkit/core, the rules of the notebooks
 	$(PY) -m ruff check .
@@ -69,8 +70,10 @@ $(CARD)/.labkit-ready: environment.yml constraints-card.txt $(MAKING)
 	@"$(PYTHON_311)" labkit/environment/create.py $(CARD) \
 		--constraints constraints-card.txt --environment environment.yml
 
-peers: setup card-env ## the real libraries, each in an environment of its own
-	$(PY) -m labkit.peers.environments
+peers: card-env gptqmodel-env llmcompressor-env ## the real libraries, each in an environment of its own
+
+gptqmodel-env llmcompressor-env: %-env: setup
+	@$(PY) -m labkit.peers.environments $*
 
 clean: ## remove all environments and the caches of the tools
 	rm -rf $(VENV) $(CARD) .venv-gptqmodel .venv-llmcompressor .pytest_cache .mypy_cache .ruff_cache .hypothesis .numba

@@ -20,7 +20,8 @@ from labkit.peers import call
 from labkit.quantize.awq import output_loss
 from labkit.quantize.clipping import rounded
 
-pytestmark = pytest.mark.peers
+# One process runs all of them: each would call the library for itself.
+pytestmark = [pytest.mark.peers, pytest.mark.xdist_group("awq")]
 
 BITS, GROUP = 4, 128
 SCHEME = QuantScheme(BITS, False, "group", GROUP)

@@ -10,7 +10,8 @@ from labkit.peers import call
 from labkit.quantize import gptq
 from labkit.quantize.hessian import InputStats
 
-pytestmark = pytest.mark.peers
+# One process runs all of them: each would call the library for itself.
+pytestmark = [pytest.mark.peers, pytest.mark.xdist_group("gptq layer")]
 
 PLAIN = [
     dict(name=kind, bits=4, symmetric=True, group_size=size, damp=0.01)

@@ -17,7 +17,8 @@ from labkit.training.lsq import LearnedScale
 from labkit.training.prepare import QatConfig, prepare
 from labkit.training.trainer import TrainSettings, train
 
-pytestmark = pytest.mark.peers
+# One process runs all of them: each would call the library for itself.
+pytestmark = [pytest.mark.peers, pytest.mark.xdist_group("torchao")]
 
 OUT, IN, TOKENS = 24, 96, 40
 TOKEN8 = QuantScheme(8, False, "token")
