@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from labkit.kernels.gpu import tokens as activations
+from labkit.kernels.gpu.int4_chunk import chunk_inputs, chunk_steps
 from labkit.kernels.int4_weight import SYMMETRIC_ZERO, Int4Weight
 
 _ROWS, _TOKENS = 32, 16
@@ -37,7 +38,7 @@ def linear(x: Tensor, weight: Int4Weight) -> Tensor:
         rows,
         weight.in_features,
         weight.scale.shape[1],
-        weight.group_slots // weight.chunk,
+        len(weight.columns) // weight.chunk,
         HALF=weight.chunk // 2,
         ZERO=SYMMETRIC_ZERO if weight.zero_point is None else -1,
         ROWS=_ROWS,
@@ -59,7 +60,7 @@ def _multiply(
     rows,
     in_features,
     groups,
-    per_group,
+    chunks,
     HALF: tl.constexpr,
     ZERO: tl.constexpr,
     ROWS: tl.constexpr,
@@ -67,30 +68,16 @@ def _multiply(
 ):
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     token = (tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)).to(tl.int64)
-    inside, there = row < rows, token < tokens
-    half = tl.arange(0, HALF)
-    chunks = groups * per_group
     total = tl.zeros([TOKENS, ROWS], tl.float32)
     for chunk in range(0, chunks):
-        group = chunk // per_group
-        byte = row[:, None] * (chunks * HALF) + chunk * HALF + half[None, :]
-        code = tl.load(codes_ptr + byte, mask=inside[:, None], other=0).to(tl.int32)
-        scale = tl.load(scale_ptr + row * groups + group, mask=inside, other=0.0).to(tl.float32)
-        if ZERO >= 0:
-            low, high = (code & 15) - ZERO, (code >> 4) - ZERO
-        else:
-            zero = tl.load(zeros_ptr + row * groups + group, mask=inside, other=0).to(tl.int32)
-            low, high = (code & 15) - zero[:, None], (code >> 4) - zero[:, None]
-        first = tl.load(columns_ptr + chunk * 2 * HALF + half)
-        second = tl.load(columns_ptr + chunk * 2 * HALF + HALF + half)
-        start = token[:, None] * in_features
-        mask0 = there[:, None] & (first >= 0)[None, :]
-        mask1 = there[:, None] & (second >= 0)[None, :]
-        x0 = tl.load(x_ptr + start + first[None, :], mask=mask0, other=0).to(tl.float16)
-        x1 = tl.load(x_ptr + start + second[None, :], mask=mask1, other=0).to(tl.float16)
-        found = tl.dot(x0, tl.trans(low.to(tl.float16)))
-        found += tl.dot(x1, tl.trans(high.to(tl.float16)))
+        low, high, scale = chunk_steps(
+            codes_ptr, scale_ptr, zeros_ptr, row, rows, chunk, chunks, groups, HALF, ZERO
+        )
+        x0, x1 = chunk_inputs(x_ptr, columns_ptr, token, tokens, chunk, in_features, HALF)
+        found = tl.dot(x0.to(tl.float16), tl.trans(low.to(tl.float16)))
+        found += tl.dot(x1.to(tl.float16), tl.trans(high.to(tl.float16)))
         total += found * scale[None, :]
+    there = token < tokens
     scale_x = tl.load(scale_x_ptr + token, mask=there, other=0.0)
     where = out_ptr + token[:, None] * rows + row[None, :]
-    tl.store(where, total * scale_x[:, None], mask=there[:, None] & inside[None, :])
+    tl.store(where, total * scale_x[:, None], mask=there[:, None] & (row < rows)[None, :])
