@@ -1,23 +1,17 @@
-"""The real libraries' kernels for 4- and 8-bit weights, each as functions of no argument.
-
-A decode step reads every weight of a model once, so a weight is never in the cache when its turn
-comes. Each contestant therefore holds several copies of the same weight, more than the cache, and
-is called on them in turn.
-"""
+"""The real libraries' kernels for 4- and 8-bit weights, each as calls of no argument."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib.metadata import version
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from labkit.bench.race import Call
 from labkit.core.tensor import QuantizedTensor
 from labkit.kernels.cpu.read import STEP, read
 
-Call = Callable[[], Tensor]
 GROUP = 128
 
 

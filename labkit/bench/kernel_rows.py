@@ -1,22 +1,21 @@
 """Our kernels beside the libraries', and beside the time that reading the same bytes takes.
 
-All contestants of a row take turns in one process; the time of a call is the median over rounds and
-copies of the weight. The error is ‖ŷ - y‖ / ‖y‖ against the product with each side's own weight as
-it is meant, in float64, so that it shows the kernel's arithmetic and not the quantizer.
+All contestants of a row take turns in one process (`labkit.bench.race`); the time of a call is the
+median over rounds and copies of the weight. The error is ‖ŷ - y‖ / ‖y‖ against the product with
+each side's own weight as it is meant, in float64, so that it shows the kernel's arithmetic and not
+the quantizer.
 """
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from labkit.bench import kernel_peers
-from labkit.bench.kernel_peers import Call, named
+from labkit.bench.kernel_peers import named
+from labkit.bench.race import Contestant, race
 from labkit.bench.rows import BenchRow, Effort
 from labkit.core.errors import PeerMissingError
 from labkit.core.float8_tensor import Float8Tensor
@@ -37,16 +36,6 @@ from labkit.quantize import gguf, nf4, rtn
 
 _CACHE = 2**26  # twice the last-level cache of the machines that we know
 _SHAPES, _QUICK_SHAPES = ((4096, 4096), (11008, 4096)), ((1024, 4096),)
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """One side: its calls, a copy of the weight each, and the exact result."""
-
-    name: str
-    calls: list[Call]
-    exact: Tensor | None
-    note: str = ""
 
 
 def rows(effort: Effort) -> Iterator[BenchRow | PeerMissingError]:
@@ -88,13 +77,13 @@ def _int4_rows(weight: Tensor, tokens: int, effort: Effort) -> Iterator[BenchRow
         _onnx("float32", quantized, x, count, effort.threads, 1, exact),
     ]
     shape = f"group 128, {_shape(weight)}, {tokens} token{'s' * (tokens > 1)}"
-    yield from _race(f"W4A16 {shape}", ours, [*peers, *waiting], packed.nbytes, effort)
+    yield from race(f"W4A16 {shape}", ours, [*peers, *waiting], packed.nbytes, effort.rounds)
     peers = [
         bfloat16,
         _onnx("int8 activations", quantized, x, count, effort.threads, 4, exact),
     ]
     ours = Contestant("", eight, exact)
-    yield from _race(f"W4A8 {shape}", ours, [*peers, *waiting], packed.nbytes, effort)
+    yield from race(f"W4A8 {shape}", ours, [*peers, *waiting], packed.nbytes, effort.rounds)
 
 
 def _onnx(words, quantized, x, count, threads, level, exact) -> Contestant:
@@ -114,7 +103,7 @@ def _format_rows(weight: Tensor, effort: Effort) -> Iterator[BenchRow | PeerMiss
     exact = x.double() @ fp8.dequantize().double().T
     ours = Contestant("", [lambda w=w: fp8_linear(x, w) for w in copies], exact)
     peers = [Contestant("reading the bytes", kernel_peers.reading(fp8.nbytes, count), None)]
-    yield from _race(f"FP8, {_shape(weight)}, 1 token", ours, peers, fp8.nbytes, effort)
+    yield from race(f"FP8, {_shape(weight)}, 1 token", ours, peers, fp8.nbytes, effort.rounds)
 
 
 def _gguf_rows(
@@ -133,11 +122,11 @@ def _gguf_rows(
     panels = [GgufPanels.from_blocks(torch.from_numpy(blocks), type_name) for _ in range(count)]
     calls = [lambda w=w: panel_linear(x, w) for w in panels]
     what = f"{type_name} panels, {_shape(weight)}, 1 token"
-    yield from _race(what, Contestant("", calls, exact), peers, blocks.nbytes, effort)
+    yield from race(what, Contestant("", calls, exact), peers, blocks.nbytes, effort.rounds)
     copies = [torch.from_numpy(blocks.copy()) for _ in range(count)]
     calls = [lambda b=b: gguf_linear(x, b, type_name) for b in copies]
     what = f"{type_name} blocks, x in float32, {_shape(weight)}, 1 token"
-    yield from _race(what, Contestant("", calls, exact), peers[:1], blocks.nbytes, effort)
+    yield from race(what, Contestant("", calls, exact), peers[:1], blocks.nbytes, effort.rounds)
 
 
 def _nf4_rows(weight: Tensor, x: Tensor, effort: Effort) -> Iterator[BenchRow]:
@@ -157,7 +146,7 @@ def _nf4_rows(weight: Tensor, x: Tensor, effort: Effort) -> Iterator[BenchRow]:
         Contestant("reading the bytes", kernel_peers.reading(quantized.nbytes, count), None),
     ]
     what = f"NF4 block 64, {_shape(weight)}, 1 token"
-    yield from _race(what, ours, peers, quantized.nbytes, effort)
+    yield from race(what, ours, peers, quantized.nbytes, effort.rounds)
 
 
 def _int8_rows(effort: Effort) -> Iterator[BenchRow]:
@@ -176,35 +165,7 @@ def _int8_rows(effort: Effort) -> Iterator[BenchRow]:
     ours = Contestant("", [lambda: int8_linear(codes, scale, packed)], exact)
     peers = [Contestant(named("torch", "_int_mm of oneDNN, scaled"), [theirs], exact)]
     what = f"W8A8, {_shape(weight)}, {tokens} tokens"
-    yield from _race(what, ours, peers, packed.nbytes, effort)
-
-
-def _race(
-    what: str, ours: Contestant, peers: list[Contestant], nbytes: int, effort: Effort
-) -> Iterator[BenchRow]:
-    """Time all of them in turns; yield a row for each peer."""
-    everyone = [ours, *peers]
-    errors = [_error(one) for one in everyone]  # the first calls, which warm up and compile
-    times: list[list[float]] = [[] for _ in everyone]
-    for _ in range(effort.rounds):
-        for spent, one in zip(times, everyone, strict=True):
-            one.calls[0]()  # its threads are awake, its code is in the cache
-            for call in one.calls[1:] or one.calls:
-                started = time.perf_counter()
-                call()
-                spent.append(time.perf_counter() - started)
-    seconds = [statistics.median(spent) for spent in times]
-    for one, spent, error in zip(peers, seconds[1:], errors[1:], strict=True):
-        speed = f"{nbytes / seconds[0] / 1e9:.1f} GB/s"
-        note = f"{speed}, {one.note}" if one.note else speed
-        yield BenchRow(what, one.name, seconds[0], spent, errors[0], error, len(times[0]), note)
-
-
-def _error(one: Contestant) -> float | None:
-    found = one.calls[0]()
-    if one.exact is None:
-        return None
-    return float((found.double() - one.exact).norm() / one.exact.norm())
+    yield from race(what, ours, peers, packed.nbytes, effort.rounds)
 
 
 def _shape(weight) -> str:
