@@ -14,6 +14,7 @@ from labkit.kernels.fp8 import fp8_linear
 from labkit.kernels.gguf import gguf_linear
 from labkit.kernels.gguf_panels import GgufPanels
 from labkit.kernels.int4 import int4_linear
+from labkit.kernels.int4_panels import Int4Panels
 from labkit.kernels.int4_weight import Int4Weight
 from labkit.kernels.int8 import int8_linear
 from labkit.kernels.int8_weight import Int8Weight
@@ -22,6 +23,7 @@ from labkit.kernels.tokens import quantize_tokens
 
 __all__ = [
     "GgufPanels",
+    "Int4Panels",
     "Int4Weight",
     "Int8Weight",
     "codebook_linear",

@@ -8,14 +8,16 @@ from torch import Tensor
 
 from labkit.core.errors import SchemeError
 from labkit.kernels import checks, choose
+from labkit.kernels.int4_panels import Int4Panels
 from labkit.kernels.int4_weight import Int4Weight
 
 _OPERATIONS = {16: "int4", 8: "int4_act8"}
+_OF_PANELS = {16: "int4_panels", 8: "int4_panels_act8"}
 
 
 def int4_linear(
     x: Tensor,
-    weight: Int4Weight,
+    weight: Int4Weight | Int4Panels,
     bias: Tensor | None = None,
     *,
     activation_bits: Literal[16, 8] = 16,
@@ -25,6 +27,7 @@ def int4_linear(
 
     Args:
         x: float32, float16 or bfloat16 [..., in]; any strides, any number of tokens.
+        weight: rows, or sixteen of them side by side, which is the faster form on a CPU.
         bias: floating point [out].
         activation_bits: 16: x as it is, products in float32 (W4A16). 8: x is rounded to int8 with
             a scale for each token, and summed in integers (W4A8).
@@ -36,11 +39,15 @@ def int4_linear(
         NonFiniteError: with 8 activation bits, NaN or infinity in x.
     """
     where = f"int4_linear, weight {tuple(weight.shape)}"
-    device = weight.codes.device
+    device, panels = weight.codes.device, isinstance(weight, Int4Panels)
     checks.require_activations(x, weight.in_features, device, where)
     checks.require_bias(bias, weight.shape[0], device, where)
     if activation_bits not in _OPERATIONS:
         raise SchemeError(f"activation_bits is {activation_bits!r}", where, "Choose 16 or 8.")
-    kernel = choose.module(_OPERATIONS[activation_bits], device, implementation)
+    if panels and implementation == "gpu":
+        raise SchemeError("panels are laid out for a CPU", where, "On a GPU give an Int4Weight.")
+    cpu = panels and implementation != "reference"
+    operation = (_OF_PANELS if cpu else _OPERATIONS)[activation_bits]
+    kernel = choose.module(operation, device, implementation)
     y = checks.product(x, *reversed(weight.shape), lambda flat: kernel.linear(flat, weight))
     return checks.finish(y, x, weight.shape[0], bias)

@@ -92,3 +92,52 @@ def address_of(typing_context, array):
         return builder.ptrtoint(data, ir.IntType(64))
 
     return types.int64(array), generate
+
+
+@intrinsic
+def bytes_at(typing_context, address):
+    """Sixteen uint8 as int32."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.zext(_loaded(builder, arguments[0], ir.IntType(8), 1), _INTS_IR)
+
+    return INTS(types.int64), generate
+
+
+@intrinsic
+def word_at(typing_context, address):
+    """Four bytes, sixteen times, as int32."""
+
+    def generate(context, builder, signature, arguments):
+        place = builder.inttoptr(arguments[0], ir.IntType(32).as_pointer())
+        word = builder.load(place, align=1)
+        one = builder.insert_element(ir.Constant(_INTS_IR, ir.Undefined), word, ir.IntType(32)(0))
+        return builder.shuffle_vector(one, one, ir.Constant(_INTS_IR, [0] * LANES))
+
+    return INTS(types.int64), generate
+
+
+@intrinsic
+def number_at(typing_context, address):
+    """A float32, sixteen times."""
+
+    def generate(context, builder, signature, arguments):
+        place = builder.inttoptr(arguments[0], ir.FloatType().as_pointer())
+        value = builder.load(place, align=1)
+        one = ir.Constant(_FLOATS_IR, ir.Undefined)
+        one = builder.insert_element(one, value, ir.IntType(32)(0))
+        return builder.shuffle_vector(one, one, ir.Constant(_INTS_IR, [0] * LANES))
+
+    return FLOATS(types.int64), generate
+
+
+@intrinsic
+def store_at(typing_context, address, value):
+    """Sixteen float32 to an address."""
+
+    def generate(context, builder, signature, arguments):
+        place = builder.inttoptr(arguments[0], _FLOATS_IR.as_pointer())
+        builder.store(arguments[1], place, align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, FLOATS), generate

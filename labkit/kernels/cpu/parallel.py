@@ -92,11 +92,12 @@ def scale_arrays(scale: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 @compiled
 def arrange(rows, order, out):
-    """out[t, s] = rows[t, order[s]], or 0 where order[s] is -1."""
+    """out[t, s] = rows[t, order[s]]; where order[s] is -1, out stays the zero that it was."""
     for token in range(rows.shape[0]):
         for slot in range(order.shape[0]):
             column = order[slot]
-            out[token, slot] = rows[token, column] if column >= 0 else np.float32(0)
+            if column >= 0:
+                out[token, slot] = rows[token, column]
 
 
 @inlined

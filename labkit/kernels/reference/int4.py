@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from labkit.kernels.int4_panels import Int4Panels
 from labkit.kernels.int4_weight import Int4Weight
 
 
-def linear(x: Tensor, weight: Int4Weight) -> Tensor:
+def linear(x: Tensor, weight: Int4Weight | Int4Panels) -> Tensor:
     """x [tokens, in] @ dequantized weight.T in float64, [tokens, out]."""
     return x.double() @ weight.dequantize().double().T

@@ -1,0 +1,138 @@
+"""A panel of sixteen int4 rows times float32 x, and the panel written out as float32.
+
+    y[row] = sum over groups of  scale * (sum of (code - 8) * x  -  (zero - 8) * sum of x)
+
+A code is looked up in a register of sixteen floats; its lane is its row. ``x``, ``codes`` and the
+like are addresses; a chunk of 32 slots of a row is four words, in each of them byte b has slots
+4 k + b (low bits) and 16 + 4 k + b (high bits).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from labkit.kernels.cpu.addresses import float32_at, number_at, store_at, words_at
+from labkit.kernels.cpu.int4_panel_groups import offset, scales_at, zeros_at
+from labkit.kernels.cpu.parallel import compiled, inlined
+from labkit.kernels.cpu.vectors import look_up, multiply_add, total
+from labkit.quantize.lanes import splat, to_floats
+
+_ZERO = np.float32(0)
+_STEP = tuple(np.int32(4 * k) for k in range(8))
+LEVELS = np.arange(-8, 8, dtype=np.float32)
+
+
+@inlined
+def _weights(table, word):
+    """Eight weights of each row: low and high bits of bytes 0, 1, 2, 3."""
+    return (
+        look_up(table, word),
+        look_up(table, word >> splat(_STEP[1])),
+        look_up(table, word >> splat(_STEP[2])),
+        look_up(table, word >> splat(_STEP[3])),
+        look_up(table, word >> splat(_STEP[4])),
+        look_up(table, word >> splat(_STEP[5])),
+        look_up(table, word >> splat(_STEP[6])),
+        look_up(table, word >> splat(_STEP[7])),
+    )
+
+
+@compiled
+def sum_groups(x, groups, group_slots, sums):
+    """sums[g] = the sum of x over group g."""
+    for group in range(groups):
+        found = splat(_ZERO)
+        for slot in range(group * group_slots, (group + 1) * group_slots, 16):
+            found = found + float32_at(x + 4 * slot)
+        sums[group] = total(found)
+
+
+@inlined
+def _first(word):
+    """The first slot of a word of codes, counted in words from the panel's begin."""
+    return 32 * (word >> 2) + 4 * (word & 3)
+
+
+@compiled
+def one_token(levels, codes, scales, half, zeros, groups, group_slots, x, sums, out):
+    """Sixteen rows with one token: four sums, so that products need not wait for each other."""
+    result, table, words = splat(_ZERO), float32_at(levels), group_slots >> 3
+    for group in range(groups):
+        a = b = c = d = splat(_ZERO)
+        for word in range(group * words, (group + 1) * words):
+            w, at = _weights(table, words_at(codes + 64 * word)), x + 4 * _first(word)
+            a = multiply_add(w[0], number_at(at), a)
+            b = multiply_add(w[1], number_at(at + 64), b)
+            c = multiply_add(w[2], number_at(at + 4), c)
+            d = multiply_add(w[3], number_at(at + 68), d)
+            a = multiply_add(w[4], number_at(at + 8), a)
+            b = multiply_add(w[5], number_at(at + 72), b)
+            c = multiply_add(w[6], number_at(at + 12), c)
+            d = multiply_add(w[7], number_at(at + 76), d)
+        found = (a + b) + (c + d) + offset(zeros, group, sums)
+        result = multiply_add(found, scales_at(scales, half, group), result)
+    store_at(out, result)
+
+
+@inlined
+def _one_of_four(w, at, found):
+    """Eight weights of each row with one of four tokens."""
+    found = multiply_add(w[0], number_at(at), found)
+    found = multiply_add(w[1], number_at(at + 64), found)
+    found = multiply_add(w[2], number_at(at + 4), found)
+    found = multiply_add(w[3], number_at(at + 68), found)
+    found = multiply_add(w[4], number_at(at + 8), found)
+    found = multiply_add(w[5], number_at(at + 72), found)
+    found = multiply_add(w[6], number_at(at + 12), found)
+    return multiply_add(w[7], number_at(at + 76), found)
+
+
+@compiled
+def four_tokens(
+    levels, codes, scales, half, zeros, groups, group_slots, x, x_row, sums, out, out_row
+):
+    """The same for four tokens, whose x lie ``x_row`` bytes apart: codes are looked up once."""
+    r0 = r1 = r2 = r3 = splat(_ZERO)
+    table, words, row = float32_at(levels), group_slots >> 3, 4 * groups
+    for group in range(groups):
+        a = b = c = d = splat(_ZERO)
+        for word in range(group * words, (group + 1) * words):
+            w, at = _weights(table, words_at(codes + 64 * word)), x + 4 * _first(word)
+            a = _one_of_four(w, at, a)
+            b = _one_of_four(w, at + x_row, b)
+            c = _one_of_four(w, at + 2 * x_row, c)
+            d = _one_of_four(w, at + 3 * x_row, d)
+        scale = scales_at(scales, half, group)
+        r0 = multiply_add(a + offset(zeros, group, sums), scale, r0)
+        r1 = multiply_add(b + offset(zeros, group, sums + row), scale, r1)
+        r2 = multiply_add(c + offset(zeros, group, sums + 2 * row), scale, r2)
+        r3 = multiply_add(d + offset(zeros, group, sums + 3 * row), scale, r3)
+    store_at(out, r0)
+    store_at(out + out_row, r1)
+    store_at(out + 2 * out_row, r2)
+    store_at(out + 3 * out_row, r3)
+
+
+@inlined
+def _put(weight, less, scale, out):
+    store_at(out, (weight - less) * scale)
+
+
+@compiled
+def write(levels, codes, scales, half, zeros, groups, group_slots, out, slot_row):
+    """The panel's weights, slot by slot: sixteen float32 each, ``slot_row`` bytes apart."""
+    table, words = float32_at(levels), group_slots >> 3
+    for group in range(groups):
+        scale = scales_at(scales, half, group)
+        less = to_floats(zeros_at(zeros, group) - splat(np.int32(8)))
+        for word in range(group * words, (group + 1) * words):
+            w, at = _weights(table, words_at(codes + 64 * word)), out + slot_row * _first(word)
+            high = at + 16 * slot_row
+            _put(w[0], less, scale, at)
+            _put(w[1], less, scale, high)
+            _put(w[2], less, scale, at + slot_row)
+            _put(w[3], less, scale, high + slot_row)
+            _put(w[4], less, scale, at + 2 * slot_row)
+            _put(w[5], less, scale, high + 2 * slot_row)
+            _put(w[6], less, scale, at + 3 * slot_row)
+            _put(w[7], less, scale, high + 3 * slot_row)

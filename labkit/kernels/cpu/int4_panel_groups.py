@@ -1,0 +1,40 @@
+"""What a group of sixteen int4 rows has beside its codes: scales and zero-points, at addresses."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from labkit.kernels.cpu.addresses import bytes_at, float16_at, float32_at, number_at, word_at
+from labkit.kernels.cpu.parallel import inlined
+from labkit.kernels.cpu.vectors import multiply_ints
+from labkit.kernels.int4_weight import SYMMETRIC_ZERO
+from labkit.quantize.lanes import splat, to_floats
+
+_NONE, _ZERO, _MIDDLE = np.int32(0), np.float32(0), np.int32(SYMMETRIC_ZERO)
+
+
+@inlined
+def scales_at(scales, half, group):
+    """The sixteen scales of a group, float16 if ``half``."""
+    return float16_at(scales + 32 * group) if half else float32_at(scales + 64 * group)
+
+
+@inlined
+def zeros_at(zeros, group):
+    """The sixteen zero-points of a group; without an address 8 everywhere."""
+    return splat(_MIDDLE) if zeros == 0 else bytes_at(zeros + 16 * group)
+
+
+@inlined
+def begin(zero, sums, group):
+    """-zero * (sum of int8 x), int32."""
+    return multiply_ints(zero, splat(_NONE) - word_at(sums + 4 * group))
+
+
+@inlined
+def offset(zeros, group, sums):
+    """-(zero - 8) * (sum of float x); 0 where all zero-points are 8."""
+    if zeros == 0:
+        return splat(_ZERO)
+    less = splat(_MIDDLE) - bytes_at(zeros + 16 * group)
+    return to_floats(less) * number_at(sums + 4 * group)

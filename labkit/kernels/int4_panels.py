@@ -1,0 +1,159 @@
+"""Int4Panels: 4-bit codes of sixteen rows side by side, so that each lane of a register is a row.
+
+    Int4Weight   row 0: slots 0, 1, 2, …         row 1: slots 0, 1, 2, …
+    Int4Panels   slots 0-31 of rows 0 … 15       slots 32-63 of rows 0 … 15       …
+
+The 32 slots of a row are 16 bytes, four words (low bits: slots 0-15, high bits: slots 16-31); the
+panel holds word 0 of its sixteen rows, then word 1, 2, 3: four registers. Scales and zero-points of
+a group stand side by side alike. With a row in each lane the x that a word meets is the same for
+all lanes, a sum stays in its lane until the row is done, and one multiplication applies sixteen
+scales: nothing is folded. The slots are those of `Int4Weight`, where act-order is taken care of.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from labkit.core.errors import GroupSizeError, SchemeError, ShapeError
+from labkit.kernels import checks
+from labkit.kernels.int4_weight import Int4Weight
+
+ROWS, CHUNK = 16, 32
+_WHERE = "Int4Panels"
+
+
+@dataclass(frozen=True, eq=False)
+class Int4Panels:
+    """A matrix [out, in] of 4-bit integers with a scale for each group of a row, on a CPU.
+
+    Args:
+        codes: uint8 [panels, slots / 32, 4, 16, 4]: chunk, word, row, byte.
+        scale: float16 or float32 [panels, groups, 16].
+        zero_point: uint8 [panels, groups, 16], 0..15; None: 8 everywhere.
+        columns: int32 [slots], the column of each slot; -1 where a group was filled up.
+        shape: [out, in]; rows that fill up the last panel have scale 0.
+
+    Raises:
+        SchemeError: dtypes or devices other than these, or parts that are not contiguous.
+        ShapeError: parts that do not fit each other.
+        GroupSizeError: groups that are no whole number of chunks.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero_point: Tensor | None
+    columns: Tensor
+    shape: torch.Size
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", torch.Size(self.shape))
+        allowed = {
+            "codes": (torch.uint8,),
+            "scale": (torch.float16, torch.float32),
+            "zero_point": (torch.uint8,),
+            "columns": (torch.int32,),
+        }
+        for name, dtypes in allowed.items():
+            part = getattr(self, name)
+            if part is None and name == "zero_point":
+                continue
+            checks.require_dtype(name, part, dtypes, _WHERE)
+            checks.require_device(name, part, torch.device("cpu"), _WHERE)
+            if not part.is_contiguous():
+                raise SchemeError(f"{name} is not contiguous", _WHERE, "Call .contiguous().")
+        if self.scale.ndim != 3 or self.columns.ndim != 1:
+            raise ShapeError(
+                f"scale has shape {tuple(self.scale.shape)}, columns {tuple(self.columns.shape)}",
+                _WHERE,
+                "Expected [panels, groups, 16] and [slots].",
+            )
+        panels, groups, slots = -(-self.shape[0] // ROWS), self.scale.shape[1], len(self.columns)
+        if groups == 0 or slots % (groups * CHUNK):
+            raise GroupSizeError(f"{slots} slots for {groups} groups in chunks of {CHUNK}", _WHERE)
+        checks.require_shape("codes", self.codes, (panels, slots // CHUNK, 4, ROWS, 4), _WHERE)
+        for name in ("scale", "zero_point"):
+            if getattr(self, name) is not None:
+                checks.require_shape(name, getattr(self, name), (panels, groups, ROWS), _WHERE)
+        if int(self.columns.min()) < -1 or int(self.columns.max()) >= self.shape[1]:
+            raise ShapeError(f"columns outside -1..{self.shape[1] - 1}", _WHERE)
+
+    @classmethod
+    def from_rows(cls, weight: Int4Weight) -> Int4Panels:
+        """Put the rows of a weight on a CPU side by side; nothing is rounded."""
+        rows, slots = weight.shape[0], len(weight.columns)
+        codes = _filled(weight.slot_codes()).reshape(-1, ROWS, slots // CHUNK, 2, 4, 4)
+        bytes_ = codes[:, :, :, 0] | (codes[:, :, :, 1] << 4)  # [panel, row, chunk, word, byte]
+        zero = weight.zero_point
+        return cls(
+            bytes_.permute(0, 2, 3, 1, 4).contiguous(),
+            _sides(weight.scale),
+            None if zero is None else _sides(zero),
+            weight.columns,
+            torch.Size((rows, weight.in_features)),
+        )
+
+    def rows(self, index: slice | Tensor = slice(None)) -> Int4Weight:
+        """Some rows as an Int4Weight: a slice, or int64 [n] row numbers."""
+        wanted = torch.arange(self.shape[0])[index]
+        panel, lane = wanted // ROWS, wanted % ROWS
+        bytes_ = self.codes[panel, :, :, lane].reshape(len(wanted), -1, CHUNK // 2)
+        zero = self.zero_point
+        return Int4Weight(
+            bytes_.reshape(len(wanted), -1).contiguous(),
+            self.scale[panel, :, lane].contiguous(),
+            None if zero is None else zero[panel, :, lane].contiguous(),
+            self.columns,
+            CHUNK,
+            self.shape[1],
+        )
+
+    @property
+    def in_features(self) -> int:
+        """Columns of the matrix."""
+        return self.shape[1]
+
+    @property
+    def group_slots(self) -> int:
+        """Slots that share a scale."""
+        return len(self.columns) // self.scale.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parts."""
+        parts = (self.codes, self.scale, self.zero_point, self.columns)
+        return sum(part.nbytes for part in parts if part is not None)
+
+    def dequantize(self) -> Tensor:
+        """Return the float32 weight [out, in]."""
+        return self.rows().dequantize()
+
+    @cached_property
+    def in_order(self) -> bool:
+        """Whether slot j is column j."""
+        return torch.equal(self.columns, torch.arange(self.shape[1], dtype=torch.int32))
+
+    @cached_property
+    def pair_order(self) -> Tensor:
+        """int32 [slots]: the columns in pairs, as the shifts of a word find its codes.
+
+        Word w of a row's 32 slots has eight codes, from the lowest bits on those of slots 4 w,
+        4 w + 16, 4 w + 1, 4 w + 17, …; shifted by 0, 4, 8, 12 bits its halves begin with slots
+        (0, 2), (16, 18), (1, 3) and (17, 19) from 4 w on.
+        """
+        # [chunk, high, word, two, odd] -> [chunk, word, odd, high, two]
+        slots = self.columns.reshape(-1, 2, 4, 2, 2)
+        return slots.permute(0, 2, 4, 1, 3).reshape(-1).contiguous()
+
+
+def _filled(rows: Tensor) -> Tensor:
+    """``rows`` and as many zeros as make whole panels."""
+    return torch.nn.functional.pad(rows, (0, 0, 0, -len(rows) % ROWS))
+
+
+def _sides(values: Tensor) -> Tensor:
+    """[out, groups] -> [panels, groups, 16]."""
+    return _filled(values).reshape(-1, ROWS, values.shape[1]).transpose(1, 2).contiguous()
