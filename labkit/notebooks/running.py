@@ -73,12 +73,15 @@ def run(notebook: NotebookNode, folder: Path, name: str, other_cpu: bool = False
         record_timing=False,
         store_widget_state=False,
         coalesce_streams=True,
+        shutdown_kernel="immediate",
         extra_arguments=["--IPKernelApp.log_level=ERROR"],  # its warnings are not for a reader
         resources={"metadata": {"path": str(folder)}},
     )
     with fresh_learner() as environment:
         try:
-            return client.execute(env=environment | (OTHER_CPU if other_cpu else {}))
+            environment |= OTHER_CPU if other_cpu else {}
+            # A client leaves alone a kernel whose manager it was given, unless it is told.
+            return client.execute(env=environment, cleanup_kc=True)
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
             raise NotebookError(
                 f"a cell failed:\n{error}", name, "Nothing was written; mend the source."

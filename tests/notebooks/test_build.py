@@ -108,6 +108,16 @@ def test_the_build_runs_as_a_fresh_learner(sample, monkeypatch, tmp_path):
     assert not (tmp_path / "mine").exists()
 
 
+@pytest.mark.parametrize("last", ["pass", "1 / 0"])
+def test_no_kernel_stays_behind(sample, tmp_path, last):
+    path = tmp_path / "pid"
+    write_pid = f"import os, pathlib\npathlib.Path({str(path)!r}).write_text(str(os.getpid()))"
+    sample.source.write_text(f"# %%\n{write_pid}\n{last}\n")
+    main(["build", "--folder", str(sample.notebook.parent)])
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(path.read_text()), 0)
+
+
 def test_an_unknown_name_is_an_error_and_not_a_silent_nothing(folder, capsys):
     assert main(["build", "42", "--folder", str(folder)]) == 1
     assert "no notebook '42'" in capsys.readouterr().err
