@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from sitecustomize import BlockedNetwork, is_local
 
+from labkit.data.corpora import BUNDLED
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -73,18 +75,16 @@ def test_another_process_is_guarded_and_what_it_swallows_is_logged(run, attempt)
     assert "by -c" in blocked
 
 
-@pytest.mark.parametrize("corpus", ["stdlib-prose", "stdlib-code"])
-def test_a_bundled_corpus_loads_offline(run, corpus):
+def test_the_bundled_model_and_corpora_load_offline(run):
     program = (
-        f"from labkit.data import load_corpus; print(len(load_corpus({corpus!r}).text) > 10**5)"
+        "from labkit.data import load_corpus\n"
+        "from labkit.data.corpora import BUNDLED\n"
+        "from labkit.models import load\n"
+        "print(*(name for name in BUNDLED if len(load_corpus(name).text) > 10**5))\n"
+        "print(load()[0].config.model_type)"
     )
     done, blocked = run("-c", program)
-    assert (done.stdout.strip(), blocked) == ("True", ""), done.stderr
-
-
-def test_the_bundled_model_loads_offline(run):
-    done, blocked = run("-c", "from labkit.models import load; print(load()[0].config.model_type)")
-    assert (done.stdout.strip(), blocked) == ("llama", ""), done.stderr
+    assert (done.stdout.split(), blocked) == ([*BUNDLED, "llama"], ""), done.stderr
 
 
 @pytest.mark.parametrize("words", [["doctor"], ["course", "status"], ["--help"], ["--version"]])
