@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from labkit.bench import harness
-from labkit.bench.options import Options, with_options
+from labkit.bench.options import Device, Options, with_options
 from labkit.bench.quantizers import SOURCES, compare
 
 RESULTS = Path(__file__).resolve().parents[2] / "data" / "results"
@@ -45,6 +45,8 @@ MODULES = {
     "decode": "labkit.bench.decode_rows",
     "memory": "labkit.bench.memory_rows",
 }
+# The same for a card: `rows(effort, device)`.
+CARD_MODULES = {"kernels": "labkit.bench.gpu_rows", "memory": "labkit.bench.vram_rows"}
 
 app = typer.Typer(help="Ours beside the real libraries, in one run.", add_completion=False)
 Only = Annotated[list[str] | None, typer.Option(help="May be repeated.")]
@@ -103,9 +105,12 @@ def gguf(options: Options, only: Only = None) -> None:
 
 @app.command()
 @with_options()
-def kernels(options: Options) -> None:
-    """W4A16, W4A8, W8A8, GGUF, NF4 and FP8 beside torch, ONNX Runtime, llama.cpp, bitsandbytes."""
-    _run("kernels", options)
+def kernels(options: Options, device: Device = "cpu") -> None:
+    """Products with packed weights beside torch, ONNX Runtime, llama.cpp, bitsandbytes, torchao.
+
+    On a card: beside its bandwidth, and at 1 to 16 tokens.
+    """
+    _run("kernels", options, device)
 
 
 @app.command()
@@ -117,15 +122,23 @@ def decode(options: Options) -> None:
 
 @app.command()
 @with_options(rounds=1)
-def memory(options: Options) -> None:
-    """Resident memory of a model loaded from each format, beside the bytes of its file."""
-    _run("memory", options)
+def memory(options: Options, device: Device = "cpu") -> None:
+    """Resident memory of a model loaded from each format, beside the bytes of its file.
+
+    On a card: what a 7B model of random 4-bit weights takes of its memory while it generates.
+    """
+    _run("memory", options, device)
 
 
-def _run(group: str, options: Options) -> None:
+def _run(group: str, options: Options, device: str = "cpu") -> None:
     from labkit.bench.tables import bench_table
 
-    module = importlib.import_module(MODULES[group])
+    if device == "cpu":
+        module = importlib.import_module(MODULES[group])
+        rows = lambda effort: module.rows(effort)  # noqa: E731
+    else:
+        module = importlib.import_module(CARD_MODULES[group])
+        rows = lambda effort: module.rows(effort, device)  # noqa: E731
     table = getattr(module, "table", bench_table)
     means = getattr(module, "RATIO_MEANS", "times as fast as the peer")
-    harness.run(group, lambda effort: module.rows(effort), table, options, ratio_means=means)
+    harness.run(group, rows, table, options, ratio_means=means, device=device)

@@ -50,6 +50,7 @@ def run(
     *,
     words: Sequence[str] = (),
     ratio_means: str = "times as fast as the peer",
+    device: str = "cpu",
 ) -> None:
     """Measure, print, and keep.
 
@@ -57,9 +58,11 @@ def run(
         table: makes what is printed of the rows that were measured with a number of threads.
         words: of the command that are the group's own, such as "--only gptq".
         ratio_means: beside the axis of the chart.
+        device: what it ran on; a part of the command and of the record's name if it is no CPU.
 
     Exits with 2 for options that cannot be meant, with 1 where the measuring fails.
     """
+    words = words if device == "cpu" else [*words, f"--device {device}"]
     errors = Console(stderr=True)
     counts = _thread_counts(options.threads, errors)
     for place in filter(None, (options.save, options.chart)):
@@ -69,8 +72,9 @@ def run(
         found = _measured(rows, counts, options, errors)
         _show(found, table, options)
         if options.save is not None:
-            _keep(options.save, _command(group, words, options), found)
-            errors.print(f"saved: {options.save}")
+            place = _place(options.save, group, device)
+            _keep(place, _command(group, words, options), found)
+            errors.print(f"saved: {place}")
         if options.chart is not None:
             _draw(options.chart, group, found, ratio_means)
             errors.print(f"drawn: {options.chart}")
@@ -108,6 +112,15 @@ def _show(found: Found, table: Callable[[list[Any], int], Table], options: Optio
     console = Console(width=None if sys.stdout.isatty() else 130)
     for count, rows in found.items():
         console.print(table(rows, count))
+
+
+def _place(save: Path, group: str, device: str) -> Path:
+    """The file; in a folder it is named after the group, and after the card if it ran on one."""
+    if not save.is_dir():
+        return save
+    from labkit.bench.devices import slug
+
+    return save / f"bench-{group}{'' if device == 'cpu' else '-' + slug(device)}.json"
 
 
 def _keep(path: Path, command: str, found: Found) -> None:

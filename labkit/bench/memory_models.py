@@ -41,11 +41,11 @@ def _integers(bits: int, symmetric: bool, group: int | None) -> Make:
 
 def _folder(module: Any, make: Make, inputs: InputQuantization | None = None, **settings: Any):
     def write(path: Path, shape: LlamaShape) -> None:
-        names = _layers(shape)
+        names = layers_of(shape)
         drawn = {size: make(_weight(size)) for size in set(names.values())}
         layers = {name: drawn[size] for name, size in names.items()}
         rounds = dict.fromkeys(layers, inputs) if inputs else {}
-        checkpoint = Checkpoint(_config(shape), _rest(shape), layers, inputs=rounds)
+        checkpoint = Checkpoint(config_of(shape), _rest(shape), layers, inputs=rounds)
         module.save(checkpoint, path, **settings)
 
     return write
@@ -54,11 +54,11 @@ def _folder(module: Any, make: Make, inputs: InputQuantization | None = None, **
 def _llm_int8(path: Path, shape: LlamaShape) -> None:
     """As transformers writes it: codes and the largest magnitude of each row."""
     tensors = _rest(shape)
-    for name, (rows, columns) in _layers(shape).items():
+    for name, (rows, columns) in layers_of(shape).items():
         codes = torch.randint(-127, 128, (rows, columns), dtype=torch.int8)
         tensors |= {f"{name}.weight": codes, f"{name}.SCB": torch.full((rows,), 0.1)}
     settings = {"quant_method": "bitsandbytes", "load_in_8bit": True, "load_in_4bit": False}
-    write_folder(path, Checkpoint(_config(shape), tensors, {}), [], settings)
+    write_folder(path, Checkpoint(config_of(shape), tensors, {}), [], settings)
 
 
 def _gguf(type_name: str):
@@ -106,7 +106,7 @@ def _weight(size: tuple[int, int]) -> torch.Tensor:
     return torch.randn(*size, generator=generator) / size[1] ** 0.5
 
 
-def _layers(shape: LlamaShape) -> dict[str, tuple[int, int]]:
+def layers_of(shape: LlamaShape) -> dict[str, tuple[int, int]]:
     """The linear layers of the blocks, and their shapes."""
     found = {}
     for name, size in shape.matrices():
@@ -127,7 +127,8 @@ def _rest(shape: LlamaShape) -> dict[str, torch.Tensor]:
     return tensors | {"model.norm.weight": ones}
 
 
-def _config(shape: LlamaShape) -> dict[str, object]:
+def config_of(shape: LlamaShape) -> dict[str, object]:
+    """config.json."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",

@@ -20,9 +20,11 @@ Threads = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")]
 Save = Annotated[
-    Path | None, typer.Option(help="Write rows, command and machine to this JSON file.")
+    Path | None,
+    typer.Option(help="Write rows, command and machine to this JSON file, or into this folder."),
 ]
 Chart = Annotated[Path | None, typer.Option(help="Draw the ratios into this file, such as a.png.")]
+Device = Annotated[str, typer.Option(help="cpu, or cuda for the first NVIDIA card.")]
 
 
 @dataclass(frozen=True)

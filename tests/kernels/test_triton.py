@@ -29,7 +29,7 @@ def test_every_kernel_by_interpretation():
     )
     assert found.returncode == 0, found.stderr
     lines = found.stdout.splitlines()
-    assert len(lines) == 22 and lines[-1] == "attention torch.float8_e4m3fn", found.stdout
+    assert len(lines) == 23 and lines[-1] == "attention torch.float8_e4m3fn", found.stdout
 
 
 @without_triton

@@ -70,11 +70,12 @@ def int4() -> None:
             bound = 2 * product_bound(x, dense, dtype) + 4 * torch.finfo(dtype).eps
             show(f"int4 {bits} bits, {tokens}", pair, bound)
     # Several tokens of 16 bits: weights are rounded to x's dtype.
-    x = torch.randn(4, 256).half()
-    weight, _ = int4_weight(9, 256, 128, True)
-    pair = both(lambda how: int4_linear(x, weight, implementation=how))
-    magnitude = x.double().abs() @ weight.dequantize().double().abs().T
-    show("int4 half", pair, 2.0**-10 * magnitude)
+    for dtype in (torch.float16, torch.bfloat16):
+        x = torch.randn(4, 256).to(dtype)
+        weight, _ = int4_weight(9, 256, 128, True)
+        pair = both(lambda how, a=(x, weight): int4_linear(*a, implementation=how))
+        magnitude = x.double().abs() @ weight.dequantize().double().abs().T
+        show(f"int4 {dtype}", pair, torch.finfo(dtype).eps * magnitude)
 
 
 def formats() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import triton
 import triton.language as tl
@@ -18,7 +20,7 @@ def linear(x: Tensor, weight: CodebookTensor) -> Tensor:
     x = x.contiguous()
     out = torch.empty(len(x), rows, device=x.device)
     if out.numel():
-        levels = torch.tensor(weight.book.values, dtype=torch.float32, device=x.device)
+        levels = _levels(tuple(weight.book.values), x.device)
         grid = (triton.cdiv(rows, _ROWS), len(x))
         _multiply[grid](
             x,
@@ -33,6 +35,12 @@ def linear(x: Tensor, weight: CodebookTensor) -> Tensor:
             COLUMNS=_COLUMNS,
         )
     return out
+
+
+@lru_cache
+def _levels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """On the device once: to bring them there makes the host wait for the card."""
+    return torch.tensor(values, dtype=torch.float32, device=device)
 
 
 @triton.jit

@@ -23,6 +23,10 @@ def linear(x: Tensor, weight: Int4Weight) -> Tensor:
     out = torch.empty(tokens, rows, device=x.device)
     if out.numel() == 0:
         return out
+    if x.dtype == torch.bfloat16 and x.device.type == "cpu":
+        x = (
+            x.float()
+        )  # Triton's interpreter multiplies the bits of a bfloat16 as if it were integer
     x = x.contiguous()
     zeros = weight.codes if weight.zero_point is None else weight.zero_point
     per_program = 1 if tokens == 1 else _TOKENS
