@@ -25,17 +25,28 @@ if "nvidia" not in backends or interpreted():
     pytest.skip("Triton has no compiler for CUDA here", allow_module_level=True)
 
 INT4 = {"codes_ptr": ["*u8"], "scale_ptr": ["*fp16"], "zeros_ptr": ["*u8"], "columns_ptr": ["*i32"]}
-CHUNKS = {"HALF": [64, 16], "ZERO": [8, -1], "ROWS": [int4._ROWS]}
-ANY_X = {"x_ptr": ["*fp32", "*bf16", "*fp16"]}
+ANY_X = {"x_ptr": ["*fp32", "*bf16"]}
 BYTES = {name: ["*u8"] for name in ("packed_ptr", "blocks_ptr", "codes_ptr")}
 BLOCKS = {"x_ptr": ["*bf16"]} | BYTES | {"ROWS": [32], "COLUMNS": [64]}
 
 # Kernel -> what its arguments may be; a pointer that is not named is float32, a number int32.
 KERNELS = {
-    "int4": (int4._multiply, ANY_X | INT4 | CHUNKS | {"TOKENS": [1, int4._TOKENS]}),
+    **{
+        f"int4 {words}, chunks of {2 * half}": (
+            int4._multiply,
+            (ANY_X if half == 64 else {"x_ptr": ["*bf16"]})
+            | INT4
+            | {"HALF": [half], "ZERO": [8, -1], "ROWS": [int4._ROWS[words]]}
+            | {"TOKENS": [count], "CHUNKS": [int4._BYTES[words] // half]},
+        )
+        for words, count in (("one", 1), ("several", int4._TOKENS))
+        for half in (64, 16)
+    },
     "int4_act8": (
         int4_act8._multiply,
-        {"x_ptr": ["*i8"]} | INT4 | CHUNKS | {"TOKENS": [int4_act8._TOKENS]},
+        {"x_ptr": ["*i8"], "HALF": [64, 16], "ZERO": [8, -1]}
+        | INT4
+        | {"TOKENS": [int4_act8._TOKENS], "ROWS": [int4_act8._ROWS]},
     ),
     "int8": (
         int8._multiply,
@@ -60,7 +71,10 @@ KERNELS = {
 
 
 # Matrix units differ from one generation to the next; the other kernels have none.
-CASES = [(name, 90) for name in KERNELS] + [("int4", 80), ("int4_act8", 80), ("int8", 80)]
+CASES = [(name, 90) for name in KERNELS] + [
+    pytest.param(name, 80, marks=pytest.mark.slow)
+    for name in ("int4 several, chunks of 32", "int4_act8", "int8")
+]
 
 
 @pytest.mark.parametrize(("name", "capability"), CASES)

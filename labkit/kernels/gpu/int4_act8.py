@@ -69,15 +69,21 @@ def _multiply(
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     token = (tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)).to(tl.int64)
     total = tl.zeros([TOKENS, ROWS], tl.float32)
-    for chunk in range(0, chunks):
+    for number in range(0, chunks):
+        chunk = number + tl.arange(0, 1)
         low, high, scale = chunk_steps(
             codes_ptr, scale_ptr, zeros_ptr, row, rows, chunk, chunks, groups, HALF, ZERO
         )
-        x0, x1 = chunk_inputs(x_ptr, columns_ptr, token, tokens, chunk, in_features, HALF)
-        found = tl.dot(x0.to(tl.float16), tl.trans(low.to(tl.float16)))
-        found += tl.dot(x1.to(tl.float16), tl.trans(high.to(tl.float16)))
-        total += found * scale[None, :]
+        x0, x1 = chunk_inputs(x_ptr, columns_ptr, token, tokens, chunk, chunks, in_features, HALF)
+        found = _dot(x0, low, TOKENS, ROWS, HALF) + _dot(x1, high, TOKENS, ROWS, HALF)
+        total += found * tl.reshape(scale, (1, ROWS))
     there = token < tokens
     scale_x = tl.load(scale_x_ptr + token, mask=there, other=0.0)
     where = out_ptr + token[:, None] * rows + row[None, :]
     tl.store(where, total * scale_x[:, None], mask=there[:, None] & (row < rows)[None, :])
+
+
+@triton.jit
+def _dot(x, steps, TOKENS: tl.constexpr, ROWS: tl.constexpr, HALF: tl.constexpr):
+    x = tl.reshape(x.to(tl.float16), (TOKENS, HALF))
+    return tl.dot(x, tl.trans(tl.reshape(steps.to(tl.float16), (ROWS, HALF))))

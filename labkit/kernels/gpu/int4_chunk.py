@@ -1,4 +1,4 @@
-"""What every kernel on an Int4Weight loads of a chunk; Triton inlines it into each of them."""
+"""What every kernel on an Int4Weight loads of some chunks; Triton inlines it into each of them."""
 
 import triton
 import triton.language as tl
@@ -17,29 +17,33 @@ def chunk_steps(
     HALF: tl.constexpr,
     ZERO: tl.constexpr,
 ):
-    """code - zero-point of a chunk's low and high half, int32 [rows, half], and scale [rows].
+    """code - zero-point of low and high halves, int32 [rows, chunks, half]; scale [rows, chunks].
 
+    row, chunk: the numbers of those that are wanted; beyond the last of them it is 0.
     ZERO: the zero-point of a symmetric weight; below 0: each group has its own.
     """
-    inside = row < rows
-    group = chunk // (chunks // groups)
-    byte = row[:, None] * (chunks * HALF) + chunk * HALF + tl.arange(0, HALF)[None, :]
-    code = tl.load(codes_ptr + byte, mask=inside[:, None], other=0).to(tl.int32)
-    scale = tl.load(scale_ptr + row * groups + group, mask=inside, other=0.0).to(tl.float32)
+    there = (row < rows)[:, None] & (chunk < chunks)[None, :]
+    byte = (row[:, None] * chunks + chunk[None, :])[:, :, None] * HALF
+    byte += tl.arange(0, HALF)[None, None, :]
+    code = tl.load(codes_ptr + byte, mask=there[:, :, None], other=0).to(tl.int32)
+    at = row[:, None] * groups + (chunk // (chunks // groups))[None, :]
+    scale = tl.load(scale_ptr + at, mask=there, other=0.0).to(tl.float32)
     if ZERO >= 0:
         low, high = (code & 15) - ZERO, (code >> 4) - ZERO
     else:
-        zero = tl.load(zeros_ptr + row * groups + group, mask=inside, other=0).to(tl.int32)
-        low, high = (code & 15) - zero[:, None], (code >> 4) - zero[:, None]
+        zero = tl.load(zeros_ptr + at, mask=there, other=0).to(tl.int32)[:, :, None]
+        low, high = (code & 15) - zero, (code >> 4) - zero
     return low, high, scale
 
 
 @triton.jit
-def chunk_inputs(x_ptr, columns_ptr, token, tokens, chunk, in_features, HALF: tl.constexpr):
-    """x in the columns that a chunk's low and high half stand for, [tokens, half] both."""
-    slot = columns_ptr + chunk * 2 * HALF + tl.arange(0, HALF)
-    first, second = tl.load(slot), tl.load(slot + HALF)
-    start, there = x_ptr + token[:, None] * in_features, (token < tokens)[:, None]
-    x0 = tl.load(start + first[None, :], mask=there & (first >= 0)[None, :], other=0)
-    x1 = tl.load(start + second[None, :], mask=there & (second >= 0)[None, :], other=0)
+def chunk_inputs(x_ptr, columns_ptr, token, tokens, chunk, chunks, in_features, HALF: tl.constexpr):
+    """x in the columns that low and high halves stand for, [tokens, chunks, half] both."""
+    slot = chunk[:, None] * (2 * HALF) + tl.arange(0, HALF)[None, :]
+    inside = (chunk < chunks)[:, None]
+    first = tl.load(columns_ptr + slot, mask=inside, other=-1)[None, :, :]
+    second = tl.load(columns_ptr + slot + HALF, mask=inside, other=-1)[None, :, :]
+    start, there = x_ptr + token[:, None, None] * in_features, (token < tokens)[:, None, None]
+    x0 = tl.load(start + first, mask=there & (first >= 0), other=0)
+    x1 = tl.load(start + second, mask=there & (second >= 0), other=0)
     return x0, x1
