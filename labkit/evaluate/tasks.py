@@ -60,9 +60,12 @@ def answered(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     items: list[TaskItem],
-    batch_size: int = 32,
+    batch_size: int = 8,
 ) -> list[bool]:
-    """For each question, whether greedy decoding writes exactly its answer."""
+    """For each question, whether greedy decoding writes exactly its answer.
+
+    Questions differ in length: batches much larger than these are mostly padding.
+    """
     encoded = [_encode(tokenizer, item) for item in items]
     order = sorted(range(len(items)), key=lambda index: len(encoded[index][0]))
     right = [False] * len(items)
