@@ -47,11 +47,14 @@ test: setup $(VENV)/.lm-eval-ready lint ## every test, every notebook compared w
 	$(PY) -m pytest tests -m "not peers and not slow" -n $(JOBS) --dist worksteal
 	PYTHONPATH=$(CURDIR)/tests/offline $(PY) -m labkit.notebooks check --jobs $(JOBS)
 
+# The files with a mark: to collect all the others costs half a minute.
+marked = $(shell grep -rl --include='test_*.py' 'mark\.$(1)\b' tests | sort)
+
 test-slow: setup ## ten million weights a type, a hundred thousand damaged files: minutes
-	$(PY) -m pytest tests -m "slow and not peers" -n $(JOBS) --dist worksteal
+	$(PY) -m pytest $(call marked,slow) -m "slow and not peers" -n $(JOBS) --dist worksteal
 
 test-peers: setup peers ## our methods and formats against the real libraries
-	$(PY) -m pytest tests -m peers -n $(JOBS) --dist loadgroup
+	$(PY) -m pytest $(call marked,peers) -m peers -n $(JOBS) --dist loadgroup
 
 lint: setup ## ruff, mypy on labkit/core, the rules of the notebooks
 	$(PY) -m ruff check .
