@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from labkit.core.errors import NonFiniteError, SchemeError, ShapeError
 from labkit.kernels import GgufPanels, gguf_linear, panel_linear
-from labkit.kernels.cpu.runs import quantize_runs
+from labkit.kernels.cpu.runs import round_token
 from labkit.kernels.gguf_panels import HALF_FIRST
 from labkit.kernels.reference import runs
 from labkit.quantize import gguf
@@ -87,10 +87,15 @@ def test_runs_have_the_bits_of_the_reference(seed, tokens, features):
     powers = 10.0 ** torch.randint(-44, 38, (tokens, features // 32))
     x = torch.randn(tokens, features) * powers.repeat_interleave(32, dim=1)
     x[0, :32] = 0
-    codes, scale, sums = quantize_runs(x.numpy())
     plain, step = runs.quantize(x)
-    assert np.array_equal(codes, plain.numpy()) and np.array_equal(scale, step.numpy())
-    assert np.array_equal(sums, plain.int().reshape(tokens, -1, 16).sum(2).numpy())
+    sums = plain.int().reshape(tokens, -1, 16).sum(2)
+    for row, wanted, size, found in zip(x.numpy(), plain, step, sums, strict=True):
+        codes, scale = np.empty(features, np.uint8), np.empty(features // 32, np.float32)
+        less = np.empty(features // 16, np.float32)
+        assert round_token(row, codes, scale, less) == 0
+        assert np.array_equal(codes.view(np.int8), wanted.numpy())
+        assert np.array_equal(scale, size.numpy())
+        assert np.array_equal(less, -(found.numpy() * np.repeat(scale, 2)).astype(np.float32))
 
 
 def test_axes_dtypes_bias_and_no_tokens():

@@ -7,8 +7,9 @@ import torch
 
 from labkit.kernels.cpu.panel_codes import NUMBERS
 from labkit.kernels.cpu.panel_products import LAST_FLOAT, panel_product
+from labkit.kernels.cpu.runs import round_run
 from labkit.kernels.gguf_panels import GgufPanels
-from labkit.nn.decoder.activations import round_block, sums_block
+from labkit.nn.decoder.activations import sums_block
 from labkit.quantize import gguf
 from tests.kernels.guarded_cases import guarded
 
@@ -32,7 +33,7 @@ def _check(type_name: str, eight: bool, at_end: bool) -> None:
     for token in range(_TOKENS):
         for block in range(_COLUMNS // 32):
             if eight:
-                round_block(x[token], block, codes[token], scale[token], less[token])
+                round_run(x[token], block, codes[token], scale[token], less[token])
             else:
                 sums_block(x[token], block, less[token])
     kind = NUMBERS[type_name]

@@ -8,8 +8,9 @@ import torch
 
 from labkit.kernels.cpu.panel_codes import NUMBERS
 from labkit.kernels.cpu.panel_products import LAST_FLOAT, panel_product
+from labkit.kernels.cpu.runs import round_run
 from labkit.kernels.gguf_panels import GgufPanels
-from labkit.nn.decoder.activations import gate, normalize, round_block, sums_block
+from labkit.nn.decoder.activations import gate, normalize, sums_block
 from labkit.quantize import gguf
 
 _TOKENS, _ROWS, _COLUMNS = 6, 37, 512
@@ -27,7 +28,7 @@ def weight(request) -> tuple[GgufPanels, np.ndarray]:
 
 def _inputs() -> np.ndarray:
     x = np.random.default_rng(4).standard_normal((_TOKENS, _COLUMNS)).astype(np.float32)
-    x[2, :32] = 0  # a block whose scale is 0
+    x[2, :32] = 0  # a block of zeros
     x[3] *= 1e6
     return x
 
@@ -40,7 +41,7 @@ def _product(panels: GgufPanels, x: np.ndarray, *, eight: bool) -> tuple[np.ndar
     for token in range(len(x)):
         for block in range(_COLUMNS // 32):
             if eight:
-                round_block(x[token], block, codes[token], scale[token], less[token])
+                round_run(x[token], block, codes[token], scale[token], less[token])
             else:
                 sums_block(x[token], block, less[token])
     size = len(panels.data) * 16
@@ -82,7 +83,7 @@ def test_rounded_activations_are_half_a_step_away_at_most() -> None:
     codes, scale = np.zeros(x.shape, np.uint8), np.zeros(16, np.float32)
     less = np.zeros(32, np.float32)
     for block in range(16):
-        round_block(x, block, codes, scale, less)
+        round_run(x, block, codes, scale, less)
     signed = codes.view(np.int8)
     step = np.abs(x.reshape(16, 32)).max(axis=1) / np.float32(127)
     assert np.array_equal(scale, step)

@@ -155,11 +155,29 @@ def _q5_k(panel, chunk):
 
 
 @inlined
+def _thirds(start):
+    return (
+        words_at(start),
+        words_at(start + 192),
+        words_at(start + 384),
+        words_at(start + 576),
+        words_at(start + 768),
+        words_at(start + 960),
+        words_at(start + 1152),
+        words_at(start + 1344),
+    )
+
+
+@inlined
 def _q6_k(panel, chunk):
-    """4 low bits of every code, then 2 high bits, then an int8 scale for each 16; codes less 32."""
+    """An int8 scale for each 16, then codes less 32: by turns two words of low bits, one of high.
+
+    The two words are of neighbouring chunks, in low bits and in high ones; the third is of four.
+    """
     start, half, part = panel + 3360 * (chunk >> 3), (chunk >> 2) & 1, chunk & 3
-    low = _nibbles(_eight(start + 1024 * half + 512 * (part & 1)), np.int32(4 * (part >> 1)))
-    high = _eight(start + 2048 + 512 * half)
+    words = start + 256 + 1536 * half
+    low = _nibbles(_thirds(words + 64 * (part & 1)), np.int32(4 * (part >> 1)))
+    high = _thirds(words + 128)
     by = np.int32(2 * part)
     codes = (
         low[0] | _top(high[0], by, _TWO_BITS),
@@ -171,7 +189,7 @@ def _q6_k(panel, chunk):
         low[6] | _top(high[6], by, _TWO_BITS),
         low[7] | _top(high[7], by, _TWO_BITS),
     )
-    d, scales = float16_at(start + 3328), words_at(start + 3072 + 64 * (2 * half + (part >> 1)))
+    d, scales = float16_at(start + 3328), words_at(start + 64 * (2 * half + (part >> 1)))
     by = np.int32(16 * (part & 1))
     s0 = d * _signed_byte(scales >> splat(by))
     s1 = d * _signed_byte(scales >> splat(np.int32(by + 8)))

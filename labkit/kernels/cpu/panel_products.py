@@ -12,8 +12,8 @@ import numpy as np
 
 from labkit.kernels.cpu.addresses import bfloat16_at, float16_at, float32_at
 from labkit.kernels.cpu.loads import splat_word
-from labkit.kernels.cpu.panel_blocks import q4_k_one, q6_k_one
-from labkit.kernels.cpu.panel_codes import NUMBERS, Q4_K, Q6_K, unpack
+from labkit.kernels.cpu.panel_blocks import q4_0_one, q4_k_one, q5_k_one, q6_k_one, q8_0_one
+from labkit.kernels.cpu.panel_codes import NUMBERS, Q4_0, Q4_K, Q5_K, Q8_0, unpack
 from labkit.kernels.cpu.parallel import compiled, inlined
 from labkit.kernels.cpu.vectors import byte_dot, multiply_add
 from labkit.quantize.lanes import splat, store, to_floats
@@ -45,13 +45,18 @@ def _add_chunk(so_far, chunk, codes, s0, s1, m0, m1, x, scale, less):
 
 
 @compiled
-def codes_one(kind, panel, chunks, x, scale, less, token, out, place):
+def codes_one(kind, panel, columns, x, scale, less, token, out, place):
     """out[token, place : place + 16] = the panel's rows with a token's 8-bit activations."""
-    found, q, dx, minus = splat(_ZERO), x[token], scale[token], less[token]
-    for chunk in range(chunks):
-        codes, s0, s1, m0, m1 = unpack(kind, panel, chunk)
-        found = _add_chunk(found, chunk, codes, s0, s1, m0, m1, q, dx, minus)
-    store(out[token], place, found)
+    if kind == Q4_0:
+        q4_0_one(panel, columns >> 5, x, scale, less, token, out, place)
+    elif kind == Q8_0:
+        q8_0_one(panel, columns >> 5, x, scale, less, token, out, place)
+    elif kind == Q4_K:
+        q4_k_one(panel, columns >> 8, x, scale, less, token, out, place)
+    elif kind == Q5_K:
+        q5_k_one(panel, columns >> 8, x, scale, less, token, out, place)
+    else:
+        q6_k_one(panel, columns >> 8, x, scale, less, token, out, place)
 
 
 @compiled
@@ -196,12 +201,8 @@ def panel_product(kind, panel, columns, eight, x, codes, scale, less, out, place
         else:
             if kind <= LAST_FLOAT:
                 floats_one(kind, panel, columns, x, token, out, place)
-            elif eight and kind == Q4_K:
-                q4_k_one(panel, columns >> 8, codes, scale, less, token, out, place)
-            elif eight and kind == Q6_K:
-                q6_k_one(panel, columns >> 8, codes, scale, less, token, out, place)
             elif eight:
-                codes_one(kind, panel, chunks, codes, scale, less, token, out, place)
+                codes_one(kind, panel, columns, codes, scale, less, token, out, place)
             else:
                 mixed_one(kind, panel, chunks, x, less, token, out, place)
             token += 1

@@ -10,32 +10,49 @@ from torch import Tensor
 from labkit.kernels.cpu.addresses import address_of
 from labkit.kernels.cpu.panel_codes import NUMBERS
 from labkit.kernels.cpu.panel_products import panel_product
-from labkit.kernels.cpu.parallel import float_rows, parts, shared
-from labkit.kernels.cpu.runs import quantize_runs
+from labkit.kernels.cpu.parallel import parts, shared
+from labkit.kernels.cpu.runs import RUN, complain, round_token
 from labkit.kernels.gguf_panels import ROWS, GgufPanels
 
 
 def linear(x: Tensor, weight: GgufPanels) -> Tensor:
-    """x [tokens, in], in runs of int8, @ weight.T: float32 [tokens, out]."""
-    rows = float_rows(x, weight.shape[1])
-    codes, scale, sums = quantize_runs(rows)
-    less = -(sums * np.repeat(scale, 2, axis=1)).astype(np.float32)
+    """x [tokens, in], in runs of int8, @ weight.T: float32 [tokens, out].
+
+    Raises NonFiniteError for NaN or infinity.
+    """
+    rows = x.to(torch.float32).contiguous().numpy()
+    tokens, columns = rows.shape
     data = weight.data.numpy()
-    panels = data.reshape(len(data), -1)
-    out = np.empty((len(rows), len(panels) * ROWS), np.float32)
-    with parts(panels.nbytes * max(1, len(rows) // 2), max(1, len(panels))) as count:
-        number = NUMBERS[weight.type_name]
-        _multiply(number, panels, rows, codes.view(np.uint8), scale, less, count, out)
-    return torch.from_numpy(out[:, : weight.shape[0]])
+    codes = np.empty((tokens, columns), np.uint8)
+    scale = np.empty((tokens, columns // RUN), np.float32)
+    less = np.empty((tokens, columns // RUN * 2), np.float32)
+    out = np.empty((tokens, len(data) * ROWS), np.float32)
+    number = NUMBERS[weight.type_name]
+    with parts(data.nbytes * max(1, tokens // 2), max(1, len(data))) as count:
+        if not _multiply(number, data, rows, codes, scale, less, count, out):
+            complain(rows)
+    y = torch.from_numpy(out)
+    return y if len(out[0]) == weight.shape[0] else y[:, : weight.shape[0]]
 
 
 @shared
-def _multiply(kind, panels, rows, codes, scale, less, count, out):
-    start, size = address_of(panels), panels.shape[1]
+def _multiply(kind, data, rows, codes, scale, less, count, out):
+    """Whether x is finite; ``out`` holds the product then."""
+    start, size, tokens = address_of(data), data.shape[1] * data.shape[2], rows.shape[0]
+    bad = 0
+    if tokens == 1:  # it takes less time than waking a thread
+        bad = round_token(rows[0], codes[0], scale[0], less[0])
+    else:
+        for part in numba.prange(count):
+            for token in range(part * tokens // count, (part + 1) * tokens // count):
+                bad += round_token(rows[token], codes[token], scale[token], less[token])
+    if bad:
+        return False
     for part in numba.prange(count):
-        first, last = part * panels.shape[0] // count, (part + 1) * panels.shape[0] // count
+        first, last = part * data.shape[0] // count, (part + 1) * data.shape[0] // count
         for panel in range(first, last):
             place = start + panel * size
             panel_product(
                 kind, place, rows.shape[1], True, rows, codes, scale, less, out, panel * ROWS
             )
+    return True

@@ -10,7 +10,8 @@ import numpy as np
 
 from labkit.kernels.cpu.panel_products import panel_product
 from labkit.kernels.cpu.parallel import compiled
-from labkit.nn.decoder.activations import BLOCK, gate, normalize, round_block, sums_block
+from labkit.kernels.cpu.runs import RUN, round_run
+from labkit.nn.decoder.activations import gate, normalize, sums_block
 from labkit.nn.decoder.attend import attend_head, keep, prepare_head
 from labkit.nn.decoder.team import meet
 from labkit.quantize.lanes import LANES
@@ -48,7 +49,7 @@ def _round_blocks(row, first, last, eight, codes, scale, less):
     """Make blocks ``first`` … ``last`` - 1 of a token's x ready for packed weights."""
     for block in range(first, last):
         if eight:
-            round_block(row, block, codes, scale, less)
+            round_run(row, block, codes, scale, less)
         else:
             sums_block(row, block, less)
 
@@ -57,7 +58,7 @@ def _round_blocks(row, first, last, eight, codes, scale, less):
 def _round(part, count, x, columns, eight, work):
     """Threads take blocks of all tokens."""
     codes, scale, less = work[0], work[1], work[2]
-    blocks = columns // BLOCK
+    blocks = columns // RUN
     first, last = part * blocks // count, (part + 1) * blocks // count
     for token in range(x.shape[0]):
         _round_blocks(x[token], first, last, eight, codes[token], scale[token], less[token])
@@ -67,7 +68,7 @@ def _round(part, count, x, columns, eight, work):
 def _norm_and_round(part, count, x, columns, weight, epsilon, eight, normed, work):
     """RMSNorm of whole tokens, and what `_round` does; threads take tokens."""
     codes, scale, less = work[0], work[1], work[2]
-    first, last = np.int64(0), columns // BLOCK
+    first, last = np.int64(0), columns // RUN
     for token in range(part, x.shape[0], count):
         row = normed[token]
         normalize(x[token], columns, weight, epsilon, row)
