@@ -10,9 +10,9 @@ import torch
 
 from labkit.core.errors import NonFiniteError, ShapeError
 from labkit.kernels.cpu.panel_codes import NUMBERS
+from labkit.kernels.cpu.runs import RUN
 from labkit.kernels.gguf_panels import GgufPanels
 from labkit.nn.decoder import step
-from labkit.nn.decoder.activations import BLOCK
 from labkit.nn.decoder.parts import Layer, Shape, require_fitting
 from labkit.nn.decoder.team import Team
 from labkit.quantize.lanes import LANES
@@ -174,8 +174,8 @@ class Decoder:
         widest = max(shape.hidden, heads, shape.feed_forward)
         work = (
             np.zeros((tokens, widest), np.uint8),
-            np.zeros((tokens, -(-widest // BLOCK)), np.float32),
-            np.zeros((tokens, 2 * -(-widest // BLOCK)), np.float32),
+            np.zeros((tokens, -(-widest // RUN)), np.float32),
+            np.zeros((tokens, 2 * -(-widest // RUN)), np.float32),
             np.zeros((count, tokens, LANES), np.float32),
         )
         return (

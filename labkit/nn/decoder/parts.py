@@ -10,8 +10,8 @@ import numpy as np
 from labkit.core.errors import ModelError, ShapeError
 from labkit.kernels.cpu.panel_codes import NUMBERS
 from labkit.kernels.cpu.panel_products import LAST_FLOAT
+from labkit.kernels.cpu.runs import RUN
 from labkit.kernels.gguf_panels import GgufPanels
-from labkit.nn.decoder.activations import BLOCK
 from labkit.quantize.lanes import LANES
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def require_fitting(model: Decoder) -> None:
         pairs.append((end, (shape.vocabulary, hidden)))
     for matrix, wanted in pairs:
         packed = NUMBERS[matrix.type_name] > LAST_FLOAT
-        if matrix.shape != wanted or (packed and wanted[1] % BLOCK):
+        if matrix.shape != wanted or (packed and wanted[1] % RUN):
             raise ShapeError(f"a matrix of shape {matrix.shape}", where, f"Expected {wanted}.")
     table = (len(model.cosine), shape.head_dim // 2)
     if model.cosine.shape != table or model.sine.shape != table or not table[0]:
