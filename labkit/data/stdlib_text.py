@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import io
+import os
 import re
 import sysconfig
 import tokenize
@@ -40,22 +41,40 @@ def unit_of(module: str) -> str:
     return module.lstrip("_").removeprefix("py").lstrip("_") or module
 
 
-def source_files() -> Iterator[tuple[str, Path]]:
+def source_files() -> tuple[tuple[str, Path], ...]:
     """(unit, path) of every standard-library source file that the corpora use, in name order."""
-    root = stdlib_root()
-    for path in sorted(root.rglob("*.py")):
-        parts = path.relative_to(root).parts
-        top = parts[0].removesuffix(".py")
-        if any(part.removesuffix(".py") in _SKIPPED for part in parts) or top in _UNSTABLE:
-            continue
-        if top.startswith(("config-", "_sysconfigdata", "_sysconfig", "lib-dynload")):
-            continue
-        yield unit_of(top), path
+    return _source_files(stdlib_root())
+
+
+@cache
+def _source_files(root: Path) -> tuple[tuple[str, Path], ...]:
+    found: list[Path] = []
+    for folder, folders, files in os.walk(root):
+        # Other people's packages are not even looked through: there may be many.
+        folders[:] = [name for name in folders if _used(root, Path(folder, name))]
+        found += [path for name in files if _used(root, path := Path(folder, name))]
+    sources = (path for path in sorted(found) if path.suffix == ".py")
+    return tuple((unit_of(_top(root, path)), path) for path in sources)
+
+
+def _top(root: Path, path: Path) -> str:
+    return path.relative_to(root).parts[0].removesuffix(".py")
+
+
+def _used(root: Path, path: Path) -> bool:
+    top = _top(root, path)
+    if path.name.removesuffix(".py") in _SKIPPED or top in _UNSTABLE:
+        return False
+    return not top.startswith(("config-", "_sysconfigdata", "_sysconfig", "lib-dynload"))
 
 
 def _docstring_nodes(tree: ast.AST) -> Iterator[ast.Expr]:
     owners = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    for node in ast.walk(tree):
+    holders = (ast.stmt, ast.excepthandler, ast.match_case)  # expressions hold no docstrings
+    todo = [tree]
+    while todo:
+        node = todo.pop()
+        todo += (child for child in ast.iter_child_nodes(node) if isinstance(child, holders))
         if not isinstance(node, owners) or not node.body:
             continue
         first = node.body[0]
