@@ -7,6 +7,7 @@ the same way, they agree about the quantized file too.
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +27,23 @@ from labkit.peers.llama_cpp import LlamaCpp
 CONTEXT = 256
 
 
-def measured(mix: str, count: int, folder: Path) -> dict[str, float]:
-    """Perplexities of the bundled model on `count` tokens, by who computes it of what."""
+@functools.cache
+def bundled():
+    """(model, tokenizer, held-out text, its token ids), read once."""
     model, tokenizer = load()
     text = load_corpus("stdlib-code", "heldout").text
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][:count]
-    ids = [tokenizer.bos_token_id, *ids]
+    return (
+        model,
+        tokenizer,
+        text,
+        tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"],
+    )
+
+
+def measured(mix: str, count: int, folder: Path) -> dict[str, float]:
+    """Perplexities of the bundled model on `count` tokens, by who computes it of what."""
+    model, tokenizer, text, ids = bundled()
+    ids = [tokenizer.bos_token_id, *ids[:count]]
     changed, _ = through_gguf(model, mix)
     quantized = to_gguf((model, None), folder / "quantized.gguf", mix).path
     decoded = to_gguf((changed, None), folder / "decoded.gguf", "F32").path
