@@ -9,6 +9,7 @@ the quantizer.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from labkit.core.float8_tensor import Float8Tensor
 from labkit.core.scheme import QuantScheme
 from labkit.kernels import (
     GgufPanels,
+    Int4Panels,
     Int4Weight,
     Int8Weight,
     codebook_linear,
@@ -56,34 +58,35 @@ def _copies(nbytes: int, effort: Effort) -> int:
 def _int4_rows(weight: Tensor, tokens: int, effort: Effort) -> Iterator[BenchRow]:
     scheme = QuantScheme(4, True, "group", kernel_peers.GROUP, narrow_range=False)
     quantized = rtn.quantize(weight, scheme)
-    packed = Int4Weight.from_quantized(quantized)
+    packed = Int4Panels.from_rows(Int4Weight.from_quantized(quantized))
     count = _copies(packed.nbytes, effort)
-    copies = [packed.to("cpu") for _ in range(count)]
-    copies = [_copied(copy) for copy in copies]
+    copies = [replace(packed, codes=packed.codes.clone()) for _ in range(count)]
     x = torch.randn(tokens, weight.shape[1])
-    exact = x.double() @ quantized.dequantize().double().T
-    ours = Contestant("", [lambda w=w: int4_linear(x, w) for w in copies], exact)
-    eight = [lambda w=w: int4_linear(x, w, activation_bits=8) for w in copies]
     low = x.to(torch.bfloat16)
-    low_exact = low.double() @ quantized.dequantize().double().T
-    bfloat16 = Contestant(
-        named("torch", "bfloat16"), kernel_peers.torch_int4(quantized, low, count), low_exact
-    )
+    dense = quantized.dequantize().double().T
+    exact, low_exact = x.double() @ dense, low.double() @ dense
+    shape = f"group 128, {_shape(weight)}, {tokens} token{'s' * (tokens > 1)}"
     reading = Contestant("reading the bytes", kernel_peers.reading(packed.nbytes, count), None)
     waiting = [reading] if tokens == 1 else []  # with more tokens the bytes are not what takes time
+    torch_low = kernel_peers.torch_int4(quantized, low, count)
+    bfloat16 = Contestant(named("torch", "bfloat16"), torch_low, low_exact)
+
+    ours = Contestant("", [lambda w=w: int4_linear(low, w) for w in copies], low_exact)
+    what = f"W4A16 bfloat16 {shape}"
+    yield from race(what, ours, [bfloat16, *waiting], packed.nbytes, effort.rounds)
+
+    ours = Contestant("", [lambda w=w: int4_linear(x, w) for w in copies], exact)
     peers = [
         Contestant(named("torch", "float32"), kernel_peers.torch_int4(quantized, x, count), exact),
-        bfloat16,
         _onnx("float32", quantized, x, count, effort.threads, 1, exact),
     ]
-    shape = f"group 128, {_shape(weight)}, {tokens} token{'s' * (tokens > 1)}"
-    yield from race(f"W4A16 {shape}", ours, [*peers, *waiting], packed.nbytes, effort.rounds)
-    peers = [
-        bfloat16,
-        _onnx("int8 activations", quantized, x, count, effort.threads, 4, exact),
-    ]
-    ours = Contestant("", eight, exact)
-    yield from race(f"W4A8 {shape}", ours, [*peers, *waiting], packed.nbytes, effort.rounds)
+    what = f"W4A16 float32 {shape}"
+    yield from race(what, ours, [*peers, *waiting], packed.nbytes, effort.rounds)
+
+    eight = [lambda w=w: int4_linear(x, w, activation_bits=8) for w in copies]
+    theirs = _onnx("int8 activations", quantized, x, count, effort.threads, 4, exact)
+    ours, peers = Contestant("", eight, exact), [bfloat16, theirs, *waiting]
+    yield from race(f"W4A8 {shape}", ours, peers, packed.nbytes, effort.rounds)
 
 
 def _onnx(words, quantized, x, count, threads, level, exact) -> Contestant:
@@ -133,20 +136,16 @@ def _nf4_rows(weight: Tensor, x: Tensor, effort: Effort) -> Iterator[BenchRow]:
     quantized = nf4.quantize(weight, block_size=64)
     count = _copies(quantized.nbytes, effort)
     copies = [nf4.quantize(weight, block_size=64) for _ in range(count)]
-    exact = x.double() @ quantized.dequantize().double().T
+    low, dense = x.to(torch.bfloat16), quantized.dequantize().double().T
+    exact, low_exact = x.double() @ dense, low.double() @ dense
+    theirs = kernel_peers.bitsandbytes_nf4(weight, x, count)
+    reading = Contestant("reading the bytes", kernel_peers.reading(quantized.nbytes, count), None)
+    shape = f"block 64, {_shape(weight)}, 1 token"
+    ours = Contestant("", [lambda w=w: codebook_linear(low, w) for w in copies], low_exact)
+    peers = [Contestant(named("bitsandbytes", "bfloat16"), theirs, low_exact), reading]
+    yield from race(f"NF4 bfloat16 {shape}", ours, peers, quantized.nbytes, effort.rounds)
     ours = Contestant("", [lambda w=w: codebook_linear(x, w) for w in copies], exact)
-    low_exact = x.to(torch.bfloat16).double() @ quantized.dequantize().double().T
-    peers = [
-        Contestant(
-            named("bitsandbytes"),
-            kernel_peers.bitsandbytes_nf4(weight, x, count),
-            low_exact,
-            "bfloat16",
-        ),
-        Contestant("reading the bytes", kernel_peers.reading(quantized.nbytes, count), None),
-    ]
-    what = f"NF4 block 64, {_shape(weight)}, 1 token"
-    yield from race(what, ours, peers, quantized.nbytes, effort.rounds)
+    yield from race(f"NF4 float32 {shape}", ours, [reading], quantized.nbytes, effort.rounds)
 
 
 def _int8_rows(effort: Effort) -> Iterator[BenchRow]:
@@ -170,15 +169,3 @@ def _int8_rows(effort: Effort) -> Iterator[BenchRow]:
 
 def _shape(weight) -> str:
     return f"{weight.shape[0]} x {weight.shape[1]}"
-
-
-def _copied(weight: Int4Weight) -> Int4Weight:
-    """The same weight in memory of its own."""
-    return Int4Weight(
-        weight.codes.clone(),
-        weight.scale.clone(),
-        None,
-        weight.columns,
-        weight.chunk,
-        weight.in_features,
-    )

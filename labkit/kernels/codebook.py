@@ -19,7 +19,8 @@ def codebook_linear(
     """x @ weight.T + bias, [..., out] in x's dtype.
 
     The weights are levels[code] * absmax in float32. `CodebookTensor.dequantize` rounds them to the
-    dtype that the weight once had; here they never are in memory, and not rounded.
+    dtype that the weight once had; here they never are in memory, and not rounded. With bfloat16 x
+    on a CPU that multiplies pairs of them (AVX512-BF16) the sixteen levels are rounded to bfloat16.
 
     Args:
         x: float32, float16 or bfloat16 [..., in].

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from labkit.core.errors import GroupSizeError, SchemeError, ShapeError
 from labkit.kernels import checks
-from labkit.kernels.int4_weight import Int4Weight
+from labkit.kernels.int4_weight import Int4Weight, unpacked
 
 ROWS, CHUNK = 16, 32
+_AT_A_TIME = 16  # panels that are put together at a time
 _WHERE = "Int4Panels"
 
 
@@ -84,12 +85,18 @@ class Int4Panels:
     @classmethod
     def from_rows(cls, weight: Int4Weight) -> Int4Panels:
         """Put the rows of a weight on a CPU side by side; nothing is rounded."""
-        rows, slots = weight.shape[0], len(weight.columns)
-        codes = _filled(weight.slot_codes()).reshape(-1, ROWS, slots // CHUNK, 2, 4, 4)
-        bytes_ = codes[:, :, :, 0] | (codes[:, :, :, 1] << 4)  # [panel, row, chunk, word, byte]
+        rows, chunks = weight.shape[0], len(weight.columns) // CHUNK
+        codes = torch.empty(-(-rows // ROWS), chunks, 4, ROWS, 4, dtype=torch.uint8)
+        step = _AT_A_TIME * ROWS  # no second copy of the weight
+        for first in range(0, rows, step):
+            slots = _filled(unpacked(weight.codes[first : first + step], weight.chunk))
+            # [panel, row, chunk, half, word, byte]
+            slots = slots.reshape(-1, ROWS, chunks, 2, 4, 4)
+            bytes_ = slots[:, :, :, 0] | (slots[:, :, :, 1] << 4)
+            codes[first // ROWS :][: len(slots)] = bytes_.permute(0, 2, 3, 1, 4)
         zero = weight.zero_point
         return cls(
-            bytes_.permute(0, 2, 3, 1, 4).contiguous(),
+            codes,
             _sides(weight.scale),
             None if zero is None else _sides(zero),
             weight.columns,

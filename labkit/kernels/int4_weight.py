@@ -144,8 +144,7 @@ class Int4Weight:
 
     def slot_codes(self) -> Tensor:
         """The codes as stored, uint8 [out, slots], 0..15."""
-        bytes_ = self.codes.reshape(len(self.codes), -1, self.chunk // 2)
-        return torch.cat([bytes_ & 15, bytes_ >> 4], dim=2).reshape(len(self.codes), -1)
+        return unpacked(self.codes, self.chunk)
 
     def steps(self) -> Tensor:
         """code - zero-point of each slot, int32 [out, slots]."""
@@ -196,6 +195,12 @@ def _slots(g_idx: Tensor, groups: int) -> tuple[Tensor, int]:
 
 def _up(count: int, step: int) -> int:
     return -(-count // step) * step
+
+
+def unpacked(codes: Tensor, chunk: int) -> Tensor:
+    """uint8 [n, slots / 2] -> uint8 [n, slots], 0..15."""
+    bytes_ = codes.reshape(len(codes), -1, chunk // 2)
+    return torch.cat([bytes_ & 15, bytes_ >> 4], dim=2).reshape(len(codes), -1)
 
 
 def _pack(codes: Tensor, chunk: int) -> Tensor:

@@ -28,8 +28,8 @@ def test_both_sides_of_every_row_compute_the_product(monkeypatch):
     assert all(isinstance(row, BenchRow) for row in found)
     whats = {row.what.split(",")[0] for row in found}
     assert whats == {
-        *("W4A16 group 128", "W4A8 group 128", "W8A8"),
-        *("NF4 block 64", "FP8"),
+        *("W4A16 bfloat16 group 128", "W4A16 float32 group 128", "W4A8 group 128", "W8A8"),
+        *("NF4 bfloat16 block 64", "NF4 float32 block 64", "FP8"),
         *(f"{name} {form}" for name in TYPES for form in ("panels", "blocks")),
     }
     peers = " ".join(row.peer for row in found)
@@ -37,8 +37,9 @@ def test_both_sides_of_every_row_compute_the_product(monkeypatch):
         assert name in peers
     for row in found:
         assert row.seconds > 0 and row.peer_seconds > 0
-        # int8 activations cost about a hundredth of the output, bfloat16 half of that.
-        assert row.error < (0.02 if "A8" in row.what or "panels" in row.what else 1e-5), row
+        # int8 activations cost about a hundredth of the output, results in bfloat16 a quarter.
+        rounded = 0.02 if "A8" in row.what or "panels" in row.what else 1e-5
+        assert row.error < (0.004 if "bfloat16" in row.what else rounded), row
         assert row.peer_error is None or row.peer_error < 0.02, row
 
 

@@ -16,6 +16,7 @@ import torch
 from labkit.core.float8_tensor import Float8Tensor
 from labkit.core.scheme import QuantScheme
 from labkit.kernels import (
+    Int4Panels,
     Int8Weight,
     codebook_linear,
     decode_attention,
@@ -55,16 +56,23 @@ def close(found, exact, bound, name) -> None:
 
 def int4(at_end: bool) -> None:
     for columns, group, symmetric, order in ((256, 128, True, False), (96, 32, False, True)):
-        weight, _ = int4_weight(9, columns, group, symmetric, act_order=order)
+        rows, _ = int4_weight(9, columns, group, symmetric, act_order=order)
         names = ["codes", "scale", "columns"] + ([] if symmetric else ["zero_point"])
-        weight = replace(weight, **{n: guarded(getattr(weight, n), at_end) for n in names})
-        for tokens in (0, 1, 5, 17):
-            x = guarded(torch.randn(tokens, columns), at_end)
-            for bits in (16, 8):
-                y = int4_linear(x, weight, activation_bits=bits)
-                exact = int4_linear(x, weight, activation_bits=bits, implementation="reference")
-                bound = 2 * product_bound(x, weight.dequantize(), torch.float32)
-                close(y, exact, bound, f"int4 {columns} {bits} {tokens}")
+        for weight in (rows, Int4Panels.from_rows(rows)):
+            weight = replace(weight, **{n: guarded(getattr(weight, n), at_end) for n in names})
+            for tokens in (0, 1, 5, 17):
+                x = guarded(torch.randn(tokens, columns), at_end)
+                _int4_products(x, weight)
+                _int4_products(guarded(x.to(torch.bfloat16), at_end), weight)
+
+
+def _int4_products(x, weight) -> None:
+    for bits in (16, 8):
+        y = int4_linear(x, weight, activation_bits=bits)
+        exact = int4_linear(x, weight, activation_bits=bits, implementation="reference")
+        times = 8 if isinstance(weight, Int4Panels) else 2  # the zero-point is taken off a sum
+        bound = times * product_bound(x, weight.dequantize(), x.dtype)
+        close(y, exact, bound, f"{type(weight).__name__} {tuple(x.shape)} {x.dtype} {bits}")
 
 
 def int8(at_end: bool) -> None:

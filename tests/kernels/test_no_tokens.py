@@ -10,6 +10,7 @@ import torch
 from labkit.core.float8_tensor import Float8Tensor
 from labkit.kernels import (
     GgufPanels,
+    Int4Panels,
     Int8Weight,
     codebook_linear,
     fp8_linear,
@@ -26,8 +27,9 @@ from tests.kernels.test_int8 import _weight as int8_codes
 NOTHING = torch.empty(2, 0, 256)
 
 
-def _int4(bits):
-    return int4_linear(NOTHING, int4_weight(9, 256, 128, False)[0], activation_bits=bits)
+def _int4(bits, form=lambda rows: rows):
+    weight = form(int4_weight(9, 256, 128, False)[0])
+    return int4_linear(NOTHING, weight, activation_bits=bits)
 
 
 def _int8():
@@ -42,6 +44,8 @@ def _blocks():
 CASES = {
     "int4": lambda: _int4(16),
     "int4_act8": lambda: _int4(8),
+    "int4_panels": lambda: _int4(16, Int4Panels.from_rows),
+    "int4_panels_act8": lambda: _int4(8, Int4Panels.from_rows),
     "int8": _int8,
     "gguf": lambda: gguf_linear(NOTHING, _blocks(), "Q4_K"),
     "panels": lambda: panel_linear(NOTHING, GgufPanels.from_blocks(_blocks(), "Q4_K")),

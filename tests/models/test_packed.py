@@ -196,7 +196,7 @@ def test_eight_bit_activations(tmp_path):
     wanted = model_from(gptq.load(path))
     assert 1e-4 < difference(packed, wanted) < ROUNDED
     layers = [m for m in packed.modules() if isinstance(m, QuantLinear)]
-    assert {m.activation for m in layers if m.weight.form.kind == "int4"} == {"8"}
+    assert {m.activation for m in layers if m.weight.form.kind == "int4 panels"} == {"8"}
     to_gguf((tiny("llama_gqa_tied"), None), tmp_path / "m.gguf", "Q4_0")
     rounded, _ = load_packed(tmp_path / "m.gguf", activation_bits=8)
     assert 1e-4 < difference(rounded, load_packed(tmp_path / "m.gguf")[0]) < ROUNDED

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 
 import pytest
 import torch
@@ -113,6 +114,20 @@ def test_eight_bit_activations(name):
     codes, scale = quantize_tokens(x)
     close(layer(x), codes * scale, wanted)
     assert "8-bit inputs" in repr(layer)
+
+
+@pytest.mark.parametrize("name", ["int4 asym group 32", "int4 act-order, bfloat16 scales"])
+def test_off_the_cpu_rows_stand_one_after_the_other(name):
+    weight, wanted = case(name)
+    layer, x = QuantLinear(weight), torch.randn(5, COLUMNS)
+    assert layer.weight.form.kind == "int4 panels"
+    rows = layer.weight.form.elsewhere()
+    assert rows.kind == "int4" and torch.equal(rows.dequantize(), wanted)
+    close(QuantLinear(rows)(x), x, wanted)
+    state = set(layer.state_dict())
+    moved = layer.to("meta")
+    assert set(moved.state_dict()) == state and moved.weight.device.type == "meta"
+    assert json.loads(moved.weight.recipe)["kind"] == "int4"
 
 
 def test_eight_bit_activations_with_gguf_blocks():

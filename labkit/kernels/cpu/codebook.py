@@ -2,35 +2,41 @@
 
 64 bytes are 128 weights in a row, the first of a byte in its high bits: lane l holds the eight
 weights from 8 l on, its k-th code from below is weight 8 l + (k ^ 1). The magnitudes of blocks are
-multiplied in after those eight, lane by lane: two blocks of 64 share such a word.
+multiplied in after those eight, lane by lane: two blocks of 64 share such a word. bfloat16 x has a
+kernel of its own (`codebook_pairs`).
 """
 
 from __future__ import annotations
+
+from functools import lru_cache
 
 import numba
 import numpy as np
 import torch
 from torch import Tensor
 
-from labkit.core.codebook import CodebookTensor, NestedAbsmax
-from labkit.kernels.cpu import tiled
-from labkit.kernels.cpu.loads import load_words
-from labkit.kernels.cpu.parallel import arrange, compiled, float_rows, inlined, parts, shared
-from labkit.kernels.cpu.vectors import halves, in_fours, look_up, multiply_add, total
+from labkit.core.codebook import CodebookTensor
+from labkit.kernels.cpu import codebook_pairs, tiled
+from labkit.kernels.cpu.addresses import address_of, float32_at, words_at
+from labkit.kernels.cpu.codebook_scales import CHUNK, lane_scales, magnitudes, row_scales
+from labkit.kernels.cpu.pairs import HAS_PAIRS
+from labkit.kernels.cpu.parallel import arrange, compiled, float_rows, parts, shared
+from labkit.kernels.cpu.vectors import look_up, multiply_add, total
 from labkit.quantize import nf4_numba
-from labkit.quantize.lanes import load, splat
+from labkit.quantize.lanes import splat
 
 _ZERO = np.float32(0)
-_CHUNK = 128
 _STEP = tuple(np.int32(4 * k) for k in range(8))
 
 
 def linear(x: Tensor, weight: CodebookTensor) -> Tensor:
     """x [tokens, in] @ (levels[code] * absmax).T, float32 [tokens, out]."""
     rows_out, columns = weight.shape
+    whole = columns % CHUNK == 0 and columns % weight.block_size == 0
+    if x.dtype == torch.bfloat16 and HAS_PAIRS and whole and len(x) < tiled.FEW:
+        return codebook_pairs.linear(x, weight)
     rows = float_rows(x, columns)
     levels = np.array(weight.book.values, np.float32)
-    whole = columns % _CHUNK == 0 and columns % weight.block_size == 0
     if not whole or len(rows) >= tiled.FEW:
         return _decoded(torch.from_numpy(rows), weight, torch.from_numpy(levels))
     placed = np.empty(rows.shape, np.float32)
@@ -38,7 +44,8 @@ def linear(x: Tensor, weight: CodebookTensor) -> Tensor:
     out = np.empty((len(rows), rows_out), np.float32)
     packed = weight.packed.numpy().reshape(rows_out, -1)
     with parts(packed.nbytes, rows_out) as count:
-        _multiply(placed, packed, levels, *_magnitudes(weight), weight.block_size, count, out)
+        held = magnitudes(weight, count)
+        _multiply(placed, packed, levels, *held, weight.block_size, count, out)
     return torch.from_numpy(out)
 
 
@@ -60,71 +67,39 @@ def _decoded(x: Tensor, weight: CodebookTensor, levels: Tensor) -> Tensor:
     return tiled.linear(x, rows, decode)
 
 
+@lru_cache(maxsize=64)
 def _word_order(columns: int) -> np.ndarray:
     """int32 [columns]: which column the k-th code of each lane belongs to, k by k."""
     codes = np.arange(columns, dtype=np.int32).reshape(-1, 16, 8)[:, :, [1, 0, 3, 2, 5, 4, 7, 6]]
     return np.ascontiguousarray(codes.transpose(0, 2, 1)).reshape(-1)
 
 
-def _magnitudes(weight: CodebookTensor) -> tuple:
-    """(absmax, codes, levels, offset, run): plain magnitudes, or what nested ones are made of."""
-    scales = weight.absmax
-    if isinstance(scales, NestedAbsmax):
-        parts_of = (scales.absmax, scales.codes, scales.levels)
-        arrays = tuple(part.contiguous().numpy() for part in parts_of)
-        return (*arrays, np.float32(scales.offset), scales.block_size)
-    nothing = np.empty(0, np.uint8), np.empty(0, np.float32)
-    return (scales.contiguous().numpy(), *nothing, _ZERO, 1)
-
-
-@inlined
-def _block_scales(absmax, codes, levels, offset, run, first, out):
-    """out = the magnitudes of the blocks from ``first`` on."""
-    for block in range(out.shape[0]):
-        if codes.shape[0] > 0:
-            level = levels[codes[first + block]]
-            out[block] = level * absmax[(first + block) // run] + offset
-        else:
-            out[block] = absmax[first + block]
-
-
-@inlined
-def _lane_scales(scales, slot, size):
-    """The magnitude of each lane's eight weights."""
-    if size >= _CHUNK:
-        return splat(scales[slot // size])
-    if size == 64:
-        block = slot >> 6
-        return halves(splat(scales[block]), splat(scales[block + 1]))
-    block = slot >> 5
-    below = in_fours(splat(scales[block]), splat(scales[block + 1]))
-    above = in_fours(splat(scales[block + 2]), splat(scales[block + 3]))
-    return halves(below, above)
-
-
 @compiled
-def _dot(x, row, levels, scales, size):
-    table, result = load(levels, 0), splat(_ZERO)
-    for slot in range(0, x.shape[0], _CHUNK):
-        word = load_words(row, slot >> 1)
-        a = look_up(table, word) * load(x, slot)
-        b = look_up(table, word >> splat(_STEP[1])) * load(x, slot + 16)
-        a = multiply_add(look_up(table, word >> splat(_STEP[2])), load(x, slot + 32), a)
-        b = multiply_add(look_up(table, word >> splat(_STEP[3])), load(x, slot + 48), b)
-        a = multiply_add(look_up(table, word >> splat(_STEP[4])), load(x, slot + 64), a)
-        b = multiply_add(look_up(table, word >> splat(_STEP[5])), load(x, slot + 80), b)
-        a = multiply_add(look_up(table, word >> splat(_STEP[6])), load(x, slot + 96), a)
-        b = multiply_add(look_up(table, word >> splat(_STEP[7])), load(x, slot + 112), b)
-        result = multiply_add(a + b, _lane_scales(scales, slot, size), result)
+def _dot(x, row, levels, columns, scales, size):
+    """A row with one token; ``x``, ``row``, ``levels`` and ``scales`` are addresses."""
+    table, result = float32_at(levels), splat(_ZERO)
+    for slot in range(0, columns, CHUNK):
+        word, at = words_at(row + (slot >> 1)), x + 4 * slot
+        a = look_up(table, word) * float32_at(at)
+        b = look_up(table, word >> splat(_STEP[1])) * float32_at(at + 64)
+        a = multiply_add(look_up(table, word >> splat(_STEP[2])), float32_at(at + 128), a)
+        b = multiply_add(look_up(table, word >> splat(_STEP[3])), float32_at(at + 192), b)
+        a = multiply_add(look_up(table, word >> splat(_STEP[4])), float32_at(at + 256), a)
+        b = multiply_add(look_up(table, word >> splat(_STEP[5])), float32_at(at + 320), b)
+        a = multiply_add(look_up(table, word >> splat(_STEP[6])), float32_at(at + 384), a)
+        b = multiply_add(look_up(table, word >> splat(_STEP[7])), float32_at(at + 448), b)
+        result = multiply_add(a + b, lane_scales(scales, slot, size), result)
     return total(result)
 
 
 @shared
-def _multiply(xs, packed, levels, absmax, codes, nested, offset, run, size, count, out):
-    rows, tokens, blocks = packed.shape[0], xs.shape[0], xs.shape[1] // size
+def _multiply(xs, packed, levels, absmax, codes, nested, offset, run, room, size, count, out):
+    rows, tokens, columns = packed.shape[0], xs.shape[0], xs.shape[1]
+    blocks = columns // size
     for part in numba.prange(count):
-        scales = np.empty(blocks, np.float32)
         for row in range(part * rows // count, (part + 1) * rows // count):
-            _block_scales(absmax, codes, nested, offset, run, row * blocks, scales)
+            first, place = row * blocks, address_of(packed) + row * (columns >> 1)
+            scales = row_scales(absmax, codes, nested, offset, run, first, blocks, room[part])
             for token in range(tokens):
-                out[token, row] = _dot(xs[token], packed[row], levels, scales, size)
+                x = address_of(xs) + token * columns * 4
+                out[token, row] = _dot(x, place, address_of(levels), columns, scales, size)

@@ -1,4 +1,4 @@
-"""A panel of sixteen int4 rows times float32 x, and the panel written out as float32.
+"""A panel of sixteen int4 rows times float32 x.
 
     y[row] = sum over groups of  scale * (sum of (code - 8) * x  -  (zero - 8) * sum of x)
 
@@ -12,10 +12,10 @@ from __future__ import annotations
 import numpy as np
 
 from labkit.kernels.cpu.addresses import float32_at, number_at, store_at, words_at
-from labkit.kernels.cpu.int4_panel_groups import offset, scales_at, zeros_at
+from labkit.kernels.cpu.int4_panel_groups import offset, scales_at
 from labkit.kernels.cpu.parallel import compiled, inlined
 from labkit.kernels.cpu.vectors import look_up, multiply_add, total
-from labkit.quantize.lanes import splat, to_floats
+from labkit.quantize.lanes import splat
 
 _ZERO = np.float32(0)
 _STEP = tuple(np.int32(4 * k) for k in range(8))
@@ -111,28 +111,3 @@ def four_tokens(
     store_at(out + out_row, r1)
     store_at(out + 2 * out_row, r2)
     store_at(out + 3 * out_row, r3)
-
-
-@inlined
-def _put(weight, less, scale, out):
-    store_at(out, (weight - less) * scale)
-
-
-@compiled
-def write(levels, codes, scales, half, zeros, groups, group_slots, out, slot_row):
-    """The panel's weights, slot by slot: sixteen float32 each, ``slot_row`` bytes apart."""
-    table, words = float32_at(levels), group_slots >> 3
-    for group in range(groups):
-        scale = scales_at(scales, half, group)
-        less = to_floats(zeros_at(zeros, group) - splat(np.int32(8)))
-        for word in range(group * words, (group + 1) * words):
-            w, at = _weights(table, words_at(codes + 64 * word)), out + slot_row * _first(word)
-            high = at + 16 * slot_row
-            _put(w[0], less, scale, at)
-            _put(w[1], less, scale, high)
-            _put(w[2], less, scale, at + slot_row)
-            _put(w[3], less, scale, high + slot_row)
-            _put(w[4], less, scale, at + 2 * slot_row)
-            _put(w[5], less, scale, high + 2 * slot_row)
-            _put(w[6], less, scale, at + 3 * slot_row)
-            _put(w[7], less, scale, high + 3 * slot_row)

@@ -9,7 +9,7 @@ from labkit.core.errors import SchemeError
 from labkit.core.float8_tensor import Float8Tensor
 from labkit.core.quantized import Quantized
 from labkit.core.tensor import QuantizedTensor
-from labkit.kernels import GgufPanels, Int4Weight, Int8Weight
+from labkit.kernels import GgufPanels, Int4Panels, Int4Weight, Int8Weight
 from labkit.kernels.int8_weight import LONGEST
 from labkit.nn.packed.bits import BitsForm
 from labkit.nn.packed.codebook import CodebookForm
@@ -18,15 +18,18 @@ from labkit.nn.packed.floats import FloatForm
 from labkit.nn.packed.form import Form
 from labkit.nn.packed.gguf import GgufForm
 from labkit.nn.packed.int4 import Int4Form
+from labkit.nn.packed.int4_panels import Int4PanelsForm
 from labkit.nn.packed.int8 import Int8Form
 from labkit.nn.packed.panels import PanelsForm
 
-Packable = Form | Quantized | Int4Weight | Int8Weight | GgufPanels | Tensor | tuple[Tensor, str]
+Packed = Int4Weight | Int4Panels | Int8Weight | GgufPanels
+Packable = Form | Quantized | Packed | Tensor | tuple[Tensor, str]
 
 FORMS: dict[str, type[Form]] = {
     form.kind: form
     for form in (
         Int4Form,
+        Int4PanelsForm,
         Int8Form,
         BitsForm,
         CodebookForm,
@@ -38,6 +41,7 @@ FORMS: dict[str, type[Form]] = {
 }
 _WRAPPED = {
     Int4Weight: Int4Form,
+    Int4Panels: Int4PanelsForm,
     Int8Weight: Int8Form,
     GgufPanels: PanelsForm,
     CodebookTensor: CodebookForm,
@@ -76,7 +80,8 @@ def form_of(weight: Packable, *, integer_inputs: bool = False) -> Form:
         )
     scheme = weight.scheme
     if scheme.bits == 4:
-        return Int4Form.packed(weight)
+        on_cpu = weight.codes.device.type == "cpu"
+        return (Int4PanelsForm if on_cpu else Int4Form).packed(weight)
     plain = scheme.symmetric and scheme.granularity in ("channel", "tensor")
     if integer_inputs and scheme.bits == 8 and plain and weight.shape[-1] <= LONGEST:
         return Int8Form(Int8Weight.from_quantized(weight))

@@ -58,6 +58,10 @@ class Form(ABC):
         """
         return by_tiles(x, self, bias)
 
+    def elsewhere(self) -> Form:
+        """The same weight in the form that another device than this one's kernels can use."""
+        return self
+
     @property
     def nbytes(self) -> int:
         """Bytes of all parts."""

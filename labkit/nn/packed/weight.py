@@ -26,19 +26,27 @@ class PackedWeight(nn.Module):
         recipe: JSON that makes the form again from the parts (`form_from`).
 
     Two modules may hold one and the same, as a tied head and its embedding do. Casts of the model
-    (`.half()`, `.to(torch.bfloat16)`) leave the bytes alone; devices they follow.
+    (`.half()`, `.to(torch.bfloat16)`) leave the bytes alone; devices they follow: a form that is
+    laid out for a CPU becomes one for any device then.
     """
 
     def __init__(self, form: Form, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.shape = form.shape
+        # Empty: there for its dtype, which casts of the model change.
+        self.register_buffer("like", torch.empty(0, dtype=dtype), persistent=False)
+        self._names: tuple[str, ...] = ()
+        self._hold(form)
+
+    def _hold(self, form: Form) -> None:
+        """Take the form's parts as buffers, in place of those that are held."""
+        for name in self._names:
+            delattr(self, name)
         self._names = tuple(form.parts())
         about = {"kind": form.kind, "shape": list(form.shape), "parts": list(form.parts())}
         self.recipe = json.dumps({**about, "settings": form.settings()})
         for name, part in form.parts().items():
             self.register_buffer(name, part)
-        # Empty: there for its dtype, which casts of the model change.
-        self.register_buffer("like", torch.empty(0, dtype=dtype), persistent=False)
         self._form: Form | None = form
 
     @property
@@ -83,6 +91,8 @@ class PackedWeight(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedWeight:
         # As bytes they are no floats, so a cast has nothing to convert.
         self.like = fn(self.like)
+        if self.like.device.type != self.device.type:
+            self._hold(self.form.elsewhere())
         for name, part in zip(self._names, self.parts(), strict=True):
             moved = fn(part.reshape(-1).view(torch.uint8))
             if moved.dtype != torch.uint8:
