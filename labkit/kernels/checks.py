@@ -74,7 +74,7 @@ def product(x: Tensor, columns: int, rows: int, multiply: Callable[[Tensor], Ten
     A kernel may count on a first token: one that wrote its sums to a row that was not there
     damaged the heap.
     """
-    flat = x.detach().reshape(-1, columns)
+    flat = x.detach() if x.ndim == 2 else x.detach().reshape(-1, columns)
     return multiply(flat) if len(flat) else torch.zeros(0, rows, device=x.device)
 
 
@@ -82,4 +82,5 @@ def finish(y: Tensor, x: Tensor, rows: int, bias: Tensor | None) -> Tensor:
     """``y`` [tokens, rows], the bias added, in x's dtype and in the shape [..., rows]."""
     if bias is not None:
         y = y + bias.to(y.dtype)
-    return y.to(x.dtype).reshape(*x.shape[:-1], rows)
+    y = y.to(x.dtype)
+    return y if x.ndim == 2 else y.reshape(*x.shape[:-1], rows)

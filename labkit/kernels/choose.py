@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
@@ -11,6 +12,7 @@ import torch
 
 from labkit.core.errors import SchemeError
 
+_imported = cache(import_module)  # found at once: a product may take a tenth of a millisecond
 Implementation = Literal["reference", "cpu", "gpu"]
 NAMES = ("reference", "cpu", "gpu")
 
@@ -41,7 +43,7 @@ def module(operation: str, device: torch.device, implementation: str | None) -> 
         raise SchemeError(
             "Triton compiles for a GPU", where, "Set TRITON_INTERPRET=1 before Python starts."
         )
-    return import_module(f"labkit.kernels.{implementation}.{operation}")
+    return _imported(f"labkit.kernels.{implementation}.{operation}")
 
 
 def interpreted() -> bool:

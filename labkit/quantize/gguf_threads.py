@@ -45,11 +45,14 @@ def at_most(threads: int):
     """
     of_torch = torch.get_num_threads()  # first: asking Numba sets OpenMP's number already
     before = numba.get_num_threads()
-    numba.set_num_threads(max(1, min(threads, numba.config.NUMBA_NUM_THREADS)))
+    wanted = max(1, min(threads, numba.config.NUMBA_NUM_THREADS))
+    if wanted != before:
+        numba.set_num_threads(wanted)
     try:
         yield
     finally:
-        numba.set_num_threads(before)
+        if wanted != before:
+            numba.set_num_threads(before)
         if torch.get_num_threads() != of_torch:
             torch.set_num_threads(of_torch)
 

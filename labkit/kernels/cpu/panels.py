@@ -10,9 +10,10 @@ from torch import Tensor
 from labkit.kernels.cpu.addresses import address_of
 from labkit.kernels.cpu.panel_codes import NUMBERS
 from labkit.kernels.cpu.panel_products import panel_product
-from labkit.kernels.cpu.parallel import parts, shared
+from labkit.kernels.cpu.parallel import part_count, shared
 from labkit.kernels.cpu.runs import RUN, complain, round_token
 from labkit.kernels.gguf_panels import ROWS, GgufPanels
+from labkit.quantize.gguf_threads import at_most
 
 
 def linear(x: Tensor, weight: GgufPanels) -> Tensor:
@@ -20,25 +21,43 @@ def linear(x: Tensor, weight: GgufPanels) -> Tensor:
 
     Raises NonFiniteError for NaN or infinity.
     """
-    rows = x.to(torch.float32).contiguous().numpy()
-    tokens, columns = rows.shape
-    data = weight.data.numpy()
-    codes = np.empty((tokens, columns), np.uint8)
-    scale = np.empty((tokens, columns // RUN), np.float32)
-    less = np.empty((tokens, columns // RUN * 2), np.float32)
-    out = np.empty((tokens, len(data) * ROWS), np.float32)
-    number = NUMBERS[weight.type_name]
-    with parts(data.nbytes * max(1, tokens // 2), max(1, len(data))) as count:
-        if not _multiply(number, data, rows, codes, scale, less, count, out):
-            complain(rows)
+    rows, data = x.to(torch.float32).contiguous().numpy(), weight.data.numpy()
+    tokens, panels = len(rows), len(data)
+    out = np.empty((tokens, panels * ROWS), np.float32)
+    count = part_count(data.nbytes * max(1, tokens // 2), max(1, panels))
+    if not _run(NUMBERS[weight.type_name], data, rows, count, out):
+        complain(rows)
     y = torch.from_numpy(out)
-    return y if len(out[0]) == weight.shape[0] else y[:, : weight.shape[0]]
+    return y if panels * ROWS == weight.shape[0] else y[:, : weight.shape[0]]
+
+
+def _run(kind: int, data: np.ndarray, rows: np.ndarray, count: int, out: np.ndarray) -> bool:
+    """`_multiply` on ``count`` threads.
+
+    Between two weights nothing of Python stays in the cache, and each of its steps takes three
+    times as long as by itself: so `at_most` is left out where Numba has that number already. When
+    Numba is asked for the first time it starts its threads, which changes torch's number.
+    """
+    if count == 1 or (_STARTED and numba.get_num_threads() == count):
+        return _multiply(kind, data, rows, count, out)
+    with at_most(count):
+        found = _multiply(kind, data, rows, count, out)
+    if not _STARTED:
+        _STARTED.append(True)
+    return found
+
+
+_STARTED: list[bool] = []
 
 
 @shared
-def _multiply(kind, data, rows, codes, scale, less, count, out):
+def _multiply(kind, data, rows, count, out):
     """Whether x is finite; ``out`` holds the product then."""
-    start, size, tokens = address_of(data), data.shape[1] * data.shape[2], rows.shape[0]
+    start, size = address_of(data), data.shape[1] * data.shape[2]
+    tokens, columns = rows.shape
+    codes = np.empty((tokens, columns), np.uint8)
+    scale = np.empty((tokens, columns // RUN), np.float32)
+    less = np.empty((tokens, columns // RUN * 2), np.float32)
     bad = 0
     if tokens == 1:  # it takes less time than waking a thread
         bad = round_token(rows[0], codes[0], scale[0], less[0])
@@ -52,7 +71,5 @@ def _multiply(kind, data, rows, codes, scale, less, count, out):
         first, last = part * data.shape[0] // count, (part + 1) * data.shape[0] // count
         for panel in range(first, last):
             place = start + panel * size
-            panel_product(
-                kind, place, rows.shape[1], True, rows, codes, scale, less, out, panel * ROWS
-            )
+            panel_product(kind, place, columns, True, rows, codes, scale, less, out, panel * ROWS)
     return True

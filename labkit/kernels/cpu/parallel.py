@@ -61,11 +61,17 @@ _SMALL = 2**17
 _EMPTY_HALVES, _EMPTY_FLOATS = np.empty((0, 0), np.uint16), np.empty((0, 0), np.float32)
 
 
+def part_count(nbytes: int, rows: int) -> int:
+    """Into how many parts to cut ``rows`` that hold ``nbytes``, a part for a thread."""
+    if nbytes < _SMALL:
+        return 1
+    return max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS, rows))
+
+
 @contextmanager
 def parts(nbytes: int, rows: int):
-    """Yield into how many parts to cut ``rows`` that hold ``nbytes``, a part for a thread."""
-    threads = torch.get_num_threads()
-    count = 1 if nbytes < _SMALL else max(1, min(threads, numba.config.NUMBA_NUM_THREADS, rows))
+    """Yield `part_count`, and have Numba use so many threads within."""
+    count = part_count(nbytes, rows)
     if count == 1:
         yield 1
         return
