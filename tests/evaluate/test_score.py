@@ -1,10 +1,12 @@
 """`labkit score`: the shape of its answer, the order of its rows, and refusals said aloud."""
 
+import functools
 import json
 
 import pytest
 from typer.testing import CliRunner
 
+from labkit import models
 from labkit.core.scheme import QuantScheme
 from labkit.data.tasks import TASKS
 from labkit.evaluate import score_command
@@ -19,13 +21,19 @@ from labkit.models.methods import METHODS
 TINY = Effort(tokens=256, questions=4)
 
 
+@functools.cache
+def read_once(name=None):
+    return load("reference-lm")
+
+
 @pytest.fixture(scope="module")
 def loaded():
-    return load("reference-lm")
+    return read_once()
 
 
 @pytest.fixture
 def quick(monkeypatch):
+    monkeypatch.setattr(models, "load", read_once)  # its tokenizer remembers the held-out text
     monkeypatch.setattr(score_command, "Effort", lambda: TINY)
     chosen = [rtn_entries()[0], rtn_entries()[2], rtn_entries()[-1]]
     monkeypatch.setattr(score_command, "entries", lambda everything: chosen)
