@@ -55,11 +55,12 @@ def q8_0_one(panel, blocks, x, scale, less, token, out, place):
     for chunk in range(blocks):
         start = panel + 544 * chunk
         some = more = splat(_NONE)
-        for unit in range(4):
+        for unit in range(4):  # and then the rest: memory is read in its order
             word, column = words_at(start + 32 + 64 * unit), 32 * chunk + 4 * unit
             some = byte_dot(some, word ^ splat(_SIGNS), splat_word(q, column))
-            word = words_at(start + 288 + 64 * unit)
-            more = byte_dot(more, word ^ splat(_SIGNS), splat_word(q, column + 16))
+        for unit in range(4, 8):
+            word, column = words_at(start + 32 + 64 * unit), 32 * chunk + 4 * unit
+            more = byte_dot(more, word ^ splat(_SIGNS), splat_word(q, column))
         value = _shifted(some + more, dx[chunk], _HALF_OF_8, chunk, minus)
         found = multiply_add(float16_at(start), value, found)
     store(out[token], place, found)
