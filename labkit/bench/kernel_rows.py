@@ -97,7 +97,7 @@ def _onnx(words, quantized, x, count, threads, level, exact) -> Contestant:
 def _format_rows(weight: Tensor, effort: Effort) -> Iterator[BenchRow | PeerMissingError]:
     """GGUF types beside llama.cpp, NF4 beside bitsandbytes, FP8 alone with the bytes; one token."""
     x = torch.randn(1, weight.shape[1])
-    for type_name in ("Q4_0", "Q8_0", "Q4_K", "Q6_K"):
+    for type_name in ("Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K"):
         yield from _gguf_rows(type_name, weight, x, effort)
     yield from _nf4_rows(weight, x, effort)
     fp8 = Float8Tensor.quantize(weight)

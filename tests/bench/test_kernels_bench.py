@@ -17,7 +17,7 @@ from labkit.peers import ggml
 from labkit.peers.ggml_matmul import MatMul
 from labkit.quantize import gguf
 
-TYPES = ("Q4_0", "Q8_0", "Q4_K", "Q6_K")
+TYPES = ("Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 needs_ggml = pytest.mark.skipif(not ggml.available(), reason="llama-cpp-python is not there")
 
 
