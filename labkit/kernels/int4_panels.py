@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -139,12 +140,25 @@ class Int4Panels:
         return self.rows().dequantize()
 
     @cached_property
-    def in_order(self) -> bool:
-        """Whether slot j is column j."""
-        return torch.equal(self.columns, torch.arange(self.shape[1], dtype=torch.int32))
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, bool, np.ndarray, int]:
+        """Codes, scales, whether these are float16, zero-points, and slots of a group.
+
+        As compiled code takes them: bytes, a row for each panel; no row where all zeros are 8.
+        """
+        count, none = len(self.codes), torch.empty(0, 0, dtype=torch.uint8)
+        zeros = none if self.zero_point is None else self.zero_point.reshape(count, -1)
+        codes, scale = self.codes.reshape(count, -1), self.scale.reshape(count, -1)
+        half = scale.dtype == torch.float16
+        scales = scale.view(torch.uint8)
+        return codes.numpy(), scales.numpy(), half, zeros.numpy(), self.group_slots
 
     @cached_property
-    def pair_order(self) -> Tensor:
+    def order(self) -> np.ndarray:
+        """int32 [slots]: `columns`."""
+        return self.columns.numpy()
+
+    @cached_property
+    def pair_order(self) -> np.ndarray:
         """int32 [slots]: the columns in pairs, as the shifts of a word find its codes.
 
         Word w of a row's 32 slots has eight codes, from the lowest bits on those of slots 4 w,
@@ -153,7 +167,7 @@ class Int4Panels:
         """
         # [chunk, high, word, two, odd] -> [chunk, word, odd, high, two]
         slots = self.columns.reshape(-1, 2, 4, 2, 2)
-        return slots.permute(0, 2, 4, 1, 3).reshape(-1).contiguous()
+        return slots.permute(0, 2, 4, 1, 3).reshape(-1).contiguous().numpy()
 
 
 def _filled(rows: Tensor) -> Tensor:

@@ -1,15 +1,23 @@
-"""What a group of sixteen int4 rows has beside its codes: scales and zero-points, at addresses."""
+"""Where a panel of sixteen int4 rows lies, and what its groups have beside their codes."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from labkit.kernels.cpu.addresses import bytes_at, float16_at, float32_at, number_at, word_at
+from labkit.kernels.cpu.addresses import (
+    address_of,
+    bytes_at,
+    float16_at,
+    float32_at,
+    number_at,
+    word_at,
+)
 from labkit.kernels.cpu.parallel import inlined
 from labkit.kernels.cpu.vectors import multiply_ints
 from labkit.kernels.int4_weight import SYMMETRIC_ZERO
 from labkit.quantize.lanes import splat, to_floats
 
+TOKENS = 32  # so many tokens' x stay in the cache while panels pass by
 _NONE, _ZERO, _MIDDLE = np.int32(0), np.float32(0), np.int32(SYMMETRIC_ZERO)
 
 
@@ -38,3 +46,13 @@ def offset(zeros, group, sums):
         return splat(_ZERO)
     less = splat(_MIDDLE) - bytes_at(zeros + 16 * group)
     return to_floats(less) * number_at(sums + 4 * group)
+
+
+@inlined
+def panel_place(codes, scales, zeros, panel):
+    """The addresses of a panel's codes, scales and zero-points (0: there are none)."""
+    zero = np.int64(0)
+    if zeros.shape[0] > 0:
+        zero = address_of(zeros) + panel * zeros.shape[1]
+    place = address_of(codes) + panel * codes.shape[1]
+    return place, address_of(scales) + panel * scales.shape[1], zero

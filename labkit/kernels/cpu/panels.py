@@ -10,10 +10,9 @@ from torch import Tensor
 from labkit.kernels.cpu.addresses import address_of
 from labkit.kernels.cpu.panel_codes import NUMBERS
 from labkit.kernels.cpu.panel_products import panel_product
-from labkit.kernels.cpu.parallel import part_count, shared
+from labkit.kernels.cpu.parallel import part_count, run, shared
 from labkit.kernels.cpu.runs import RUN, complain, round_token
 from labkit.kernels.gguf_panels import ROWS, GgufPanels
-from labkit.quantize.gguf_threads import at_most
 
 
 def linear(x: Tensor, weight: GgufPanels) -> Tensor:
@@ -25,33 +24,14 @@ def linear(x: Tensor, weight: GgufPanels) -> Tensor:
     tokens, panels = len(rows), len(data)
     out = np.empty((tokens, panels * ROWS), np.float32)
     count = part_count(data.nbytes * max(1, tokens // 2), max(1, panels))
-    if not _run(NUMBERS[weight.type_name], data, rows, count, out):
+    if not run(_multiply, count, NUMBERS[weight.type_name], data, rows, out):
         complain(rows)
     y = torch.from_numpy(out)
     return y if panels * ROWS == weight.shape[0] else y[:, : weight.shape[0]]
 
 
-def _run(kind: int, data: np.ndarray, rows: np.ndarray, count: int, out: np.ndarray) -> bool:
-    """`_multiply` on ``count`` threads.
-
-    Between two weights nothing of Python stays in the cache, and each of its steps takes three
-    times as long as by itself: so `at_most` is left out where Numba has that number already. When
-    Numba is asked for the first time it starts its threads, which changes torch's number.
-    """
-    if count == 1 or (_STARTED and numba.get_num_threads() == count):
-        return _multiply(kind, data, rows, count, out)
-    with at_most(count):
-        found = _multiply(kind, data, rows, count, out)
-    if not _STARTED:
-        _STARTED.append(True)
-    return found
-
-
-_STARTED: list[bool] = []
-
-
 @shared
-def _multiply(kind, data, rows, count, out):
+def _multiply(kind, data, rows, out, count):
     """Whether x is finite; ``out`` holds the product then."""
     start, size = address_of(data), data.shape[1] * data.shape[2]
     tokens, columns = rows.shape

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from labkit.core.errors import NonFiniteError
 from labkit.kernels.cpu.parallel import compiled, float_rows, parts, shared
+from labkit.kernels.cpu.runs import complain
 from labkit.kernels.cpu.vectors import largest
 from labkit.quantize.lanes import (
     LANES,
@@ -47,10 +47,7 @@ def quantize_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     with parts(rows.nbytes, max(1, len(rows))) as count:
         finite = _quantize(rows, count, codes.view(np.uint8), scale)
     if not finite:
-        bad = int(np.argmin(np.isfinite(rows).all(axis=1)))
-        raise NonFiniteError(
-            f"token {bad} holds NaN or infinity", "activations", "Find out where it comes from."
-        )
+        complain(rows)
     return codes, scale
 
 
@@ -85,16 +82,21 @@ def _codes(row, scale, out):
         out[place] = np.uint8((rounded.view(np.int32) - _ROUND_BITS) & 255)
 
 
+@compiled
+def round_token(row, codes, scale):
+    """codes = round(row / scale[0]), uint8 that hold int8; 1 if the row is not finite, else 0."""
+    most = _reach(row)
+    if most > _LARGEST:
+        return 1
+    scale[0] = np.float32(1) if most == 0 else max(np.float32(most / _REACH), _SMALLEST)
+    _codes(row, scale[0], codes)
+    return 0
+
+
 @shared
 def _quantize(rows, count, codes, scale):
     tokens, bad = rows.shape[0], 0
     for part in numba.prange(count):
         for token in range(part * tokens // count, (part + 1) * tokens // count):
-            most = _reach(rows[token])
-            if most > _LARGEST:
-                bad += 1
-            else:
-                step = np.float32(1) if most == 0 else max(np.float32(most / _REACH), _SMALLEST)
-                scale[token] = step
-                _codes(rows[token], step, codes[token])
+            bad += round_token(rows[token], codes[token], scale[token : token + 1])
     return bad == 0
