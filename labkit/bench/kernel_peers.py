@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from labkit.bench.race import Call
+from labkit.core.huge_pages import copied
 from labkit.core.tensor import QuantizedTensor
 from labkit.kernels.cpu.read import STEP, read
 
@@ -29,7 +30,7 @@ def torch_int4(weight: QuantizedTensor, x: Tensor, copies: int) -> list[Call]:
     scale = weight.scale.to(x.dtype).T.contiguous()
     both = torch.stack([scale, torch.zeros_like(scale)], dim=2).contiguous()
     run = torch.ops.aten._weight_int4pack_mm_for_cpu
-    packs = [packed.clone() for _ in range(copies)]
+    packs = [copied(packed) for _ in range(copies)]
     return [lambda p=p: run(x, p, GROUP, both) for p in packs]
 
 
@@ -40,7 +41,7 @@ def bitsandbytes_nf4(weight: Tensor, x: Tensor, copies: int) -> list[Call]:
     packed, state = bnb.quantize_4bit(weight, blocksize=64, quant_type="nf4")
     if bnb.has_avx512bf16():
         packed, state = bnb._convert_weight_packed_for_cpu(packed, state)
-    packs = [packed.clone() for _ in range(copies)]
+    packs = [copied(packed) for _ in range(copies)]
     half = x.to(torch.bfloat16)
     return [lambda p=p: bnb.gemv_4bit(half, p, state=state) for p in packs]
 

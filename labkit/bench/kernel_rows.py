@@ -20,6 +20,7 @@ from labkit.bench.race import Contestant, race
 from labkit.bench.rows import BenchRow, Effort
 from labkit.core.errors import PeerMissingError
 from labkit.core.float8_tensor import Float8Tensor
+from labkit.core.huge_pages import copied
 from labkit.core.scheme import QuantScheme
 from labkit.kernels import (
     GgufPanels,
@@ -60,7 +61,7 @@ def _int4_rows(weight: Tensor, tokens: int, effort: Effort) -> Iterator[BenchRow
     quantized = rtn.quantize(weight, scheme)
     packed = Int4Panels.from_rows(Int4Weight.from_quantized(quantized))
     count = _copies(packed.nbytes, effort)
-    copies = [replace(packed, codes=packed.codes.clone()) for _ in range(count)]
+    copies = [replace(packed, codes=copied(packed.codes)) for _ in range(count)]
     x = torch.randn(tokens, weight.shape[1])
     low = x.to(torch.bfloat16)
     dense = quantized.dequantize().double().T
@@ -102,7 +103,7 @@ def _format_rows(weight: Tensor, effort: Effort) -> Iterator[BenchRow | PeerMiss
     yield from _nf4_rows(weight, x, effort)
     fp8 = Float8Tensor.quantize(weight)
     count = _copies(fp8.nbytes, effort)
-    copies = [Float8Tensor(fp8.codes.clone(), fp8.scale) for _ in range(count)]
+    copies = [Float8Tensor(copied(fp8.codes), fp8.scale) for _ in range(count)]
     exact = x.double() @ fp8.dequantize().double().T
     ours = Contestant("", [lambda w=w: fp8_linear(x, w) for w in copies], exact)
     peers = [Contestant("reading the bytes", kernel_peers.reading(fp8.nbytes, count), None)]
@@ -135,7 +136,7 @@ def _gguf_rows(
 def _nf4_rows(weight: Tensor, x: Tensor, effort: Effort) -> Iterator[BenchRow]:
     quantized = nf4.quantize(weight, block_size=64)
     count = _copies(quantized.nbytes, effort)
-    copies = [nf4.quantize(weight, block_size=64) for _ in range(count)]
+    copies = [replace(quantized, packed=copied(quantized.packed)) for _ in range(count)]
     low, dense = x.to(torch.bfloat16), quantized.dequantize().double().T
     exact, low_exact = x.double() @ dense, low.double() @ dense
     theirs = kernel_peers.bitsandbytes_nf4(weight, x, count)

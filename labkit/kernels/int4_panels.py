@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from labkit.core.errors import GroupSizeError, SchemeError, ShapeError
+from labkit.core.huge_pages import empty_bytes
 from labkit.kernels import checks
 from labkit.kernels.int4_weight import Int4Weight, unpacked
 
@@ -87,7 +88,7 @@ class Int4Panels:
     def from_rows(cls, weight: Int4Weight) -> Int4Panels:
         """Put the rows of a weight on a CPU side by side; nothing is rounded."""
         rows, chunks = weight.shape[0], len(weight.columns) // CHUNK
-        codes = torch.empty(-(-rows // ROWS), chunks, 4, ROWS, 4, dtype=torch.uint8)
+        codes = empty_bytes(-(-rows // ROWS), chunks, 4, ROWS, 4)
         step = _AT_A_TIME * ROWS  # no second copy of the weight
         for first in range(0, rows, step):
             slots = _filled(unpacked(weight.codes[first : first + step], weight.chunk))
