@@ -487,10 +487,10 @@ assert 0 < error < 0.02
 rung("int4 x int8 (labkit)", 4, [lambda p=p: int4_linear(x, p, activation_bits=8) for p in weights])
 
 # %% [markdown]
-# **A lane is a row.** A register held neighbours of one row: at its end sixteen sums are folded into
-# one, and every group fetches a scale. Put the words of sixteen rows side by side: the
-# x that a word meets is then the same for all lanes, nothing is folded, and one product applies
-# sixteen scales.
+# **A lane is a row.** A register held neighbours of one row: at its end sixteen sums are folded
+# into one, and every group fetches a scale. Put the words of sixteen rows side by side: the x that
+# a word meets is then the same for all lanes, nothing is folded, and one product applies sixteen
+# scales.
 
 # %%
 panels = Int4Panels.from_rows(packed)
