@@ -10,6 +10,7 @@ kernel first runs.
 
 from labkit.kernels.attention import decode_attention
 from labkit.kernels.codebook import codebook_linear
+from labkit.kernels.codebook_panels import CodebookPanels
 from labkit.kernels.fp8 import fp8_linear
 from labkit.kernels.gguf import gguf_linear
 from labkit.kernels.gguf_panels import GgufPanels
@@ -22,6 +23,7 @@ from labkit.kernels.panels import panel_linear
 from labkit.kernels.tokens import quantize_tokens
 
 __all__ = [
+    "CodebookPanels",
     "GgufPanels",
     "Int4Panels",
     "Int4Weight",

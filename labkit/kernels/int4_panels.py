@@ -1,13 +1,9 @@
-"""Int4Panels: 4-bit codes of sixteen rows side by side, so that each lane of a register is a row.
+"""Int4Panels: 4-bit integers with sixteen rows side by side (`labkit.kernels.nibble_panels`).
 
-    Int4Weight   row 0: slots 0, 1, 2, …         row 1: slots 0, 1, 2, …
-    Int4Panels   slots 0-31 of rows 0 … 15       slots 32-63 of rows 0 … 15       …
-
-The 32 slots of a row are 16 bytes, four words (low bits: slots 0-15, high bits: slots 16-31); the
-panel holds word 0 of its sixteen rows, then word 1, 2, 3: four registers. Scales and zero-points of
-a group stand side by side alike. With a row in each lane the x that a word meets is the same for
-all lanes, a sum stays in its lane until the row is done, and one multiplication applies sixteen
-scales: nothing is folded. The slots are those of `Int4Weight`, where act-order is taken care of.
+With a row in each lane of a register the x that a word meets is the same for all lanes, a sum stays
+in its lane until the row is done, and one multiplication applies sixteen scales: nothing is folded.
+Scales and zero-points of a group stand side by side alike. The slots are those of `Int4Weight`,
+where act-order is taken care of.
 """
 
 from __future__ import annotations
@@ -20,12 +16,20 @@ import torch
 from torch import Tensor
 
 from labkit.core.errors import GroupSizeError, SchemeError, ShapeError
-from labkit.core.huge_pages import empty_bytes
 from labkit.kernels import checks
-from labkit.kernels.int4_weight import Int4Weight, unpacked
+from labkit.kernels.int4_weight import SYMMETRIC_ZERO, Int4Weight, unpacked
+from labkit.kernels.nibble_panels import (
+    CHUNK,
+    ROWS,
+    bfloat16_levels,
+    chunks_of,
+    pack,
+    pair_order,
+    side_by_side,
+)
 
-ROWS, CHUNK = 16, 32
-_AT_A_TIME = 16  # panels that are put together at a time
+_LEVELS = np.arange(16, dtype=np.float32) - SYMMETRIC_ZERO
+_PAIR_LEVELS = bfloat16_levels(_LEVELS)
 _WHERE = "Int4Panels"
 
 
@@ -87,20 +91,15 @@ class Int4Panels:
     @classmethod
     def from_rows(cls, weight: Int4Weight) -> Int4Panels:
         """Put the rows of a weight on a CPU side by side; nothing is rounded."""
-        rows, chunks = weight.shape[0], len(weight.columns) // CHUNK
-        codes = empty_bytes(-(-rows // ROWS), chunks, 4, ROWS, 4)
-        step = _AT_A_TIME * ROWS  # no second copy of the weight
-        for first in range(0, rows, step):
-            slots = _filled(unpacked(weight.codes[first : first + step], weight.chunk))
-            # [panel, row, chunk, half, word, byte]
-            slots = slots.reshape(-1, ROWS, chunks, 2, 4, 4)
-            bytes_ = slots[:, :, :, 0] | (slots[:, :, :, 1] << 4)
-            codes[first // ROWS :][: len(slots)] = bytes_.permute(0, 2, 3, 1, 4)
-        zero = weight.zero_point
+        rows, zero = weight.shape[0], weight.zero_point
+
+        def codes(first: int, last: int) -> Tensor:
+            return unpacked(weight.codes[first:last], weight.chunk)
+
         return cls(
-            codes,
-            _sides(weight.scale),
-            None if zero is None else _sides(zero),
+            pack(rows, len(weight.columns), codes),
+            side_by_side(weight.scale),
+            None if zero is None else side_by_side(zero),
             weight.columns,
             torch.Size((rows, weight.in_features)),
         )
@@ -109,10 +108,9 @@ class Int4Panels:
         """Some rows as an Int4Weight: a slice, or int64 [n] row numbers."""
         wanted = torch.arange(self.shape[0])[index]
         panel, lane = wanted // ROWS, wanted % ROWS
-        bytes_ = self.codes[panel, :, :, lane].reshape(len(wanted), -1, CHUNK // 2)
         zero = self.zero_point
         return Int4Weight(
-            bytes_.reshape(len(wanted), -1).contiguous(),
+            chunks_of(self.codes, wanted).reshape(len(wanted), -1),
             self.scale[panel, :, lane].contiguous(),
             None if zero is None else zero[panel, :, lane].contiguous(),
             self.columns,
@@ -160,22 +158,15 @@ class Int4Panels:
 
     @cached_property
     def pair_order(self) -> np.ndarray:
-        """int32 [slots]: the columns in pairs, as the shifts of a word find its codes.
+        """int32 [slots]: the columns in pairs (`nibble_panels.pair_order`)."""
+        return pair_order(self.columns).numpy()
 
-        Word w of a row's 32 slots has eight codes, from the lowest bits on those of slots 4 w,
-        4 w + 16, 4 w + 1, 4 w + 17, …; shifted by 0, 4, 8, 12 bits its halves begin with slots
-        (0, 2), (16, 18), (1, 3) and (17, 19) from 4 w on.
-        """
-        # [chunk, high, word, two, odd] -> [chunk, word, odd, high, two]
-        slots = self.columns.reshape(-1, 2, 4, 2, 2)
-        return slots.permute(0, 2, 4, 1, 3).reshape(-1).contiguous().numpy()
+    @property
+    def levels(self) -> np.ndarray:
+        """What the sixteen codes stand for, float32: code - 8."""
+        return _LEVELS
 
-
-def _filled(rows: Tensor) -> Tensor:
-    """``rows`` and as many zeros as make whole panels."""
-    return torch.nn.functional.pad(rows, (0, 0, 0, -len(rows) % ROWS))
-
-
-def _sides(values: Tensor) -> Tensor:
-    """[out, groups] -> [panels, groups, 16]."""
-    return _filled(values).reshape(-1, ROWS, values.shape[1]).transpose(1, 2).contiguous()
+    @property
+    def pair_levels(self) -> np.ndarray:
+        """The same as `nibble_panels.bfloat16_levels`."""
+        return _PAIR_LEVELS

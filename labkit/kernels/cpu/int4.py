@@ -20,6 +20,7 @@ from torch import Tensor
 
 from labkit.kernels.cpu import tiled
 from labkit.kernels.cpu.loads import load_words
+from labkit.kernels.cpu.look_ups import eight
 from labkit.kernels.cpu.parallel import (
     arrange,
     compiled,
@@ -36,7 +37,7 @@ from labkit.kernels.int4_weight import SYMMETRIC_ZERO, Int4Weight
 from labkit.quantize.lanes import load, load_bytes, splat, store
 
 _NEAR = 24576  # numbers of x that are used again for the next row: 96 KB, they stay close
-_ZERO = np.float32(0)
+_ZERO, _FOUR = np.float32(0), np.int32(4)
 _LEVELS = np.arange(16, dtype=np.float32)
 _NO_ZEROS = np.empty((0, 0), np.uint8)
 
@@ -77,28 +78,10 @@ def _zero_of(zeros, row, group):
     return np.float32(zeros[row, group] if zeros.shape[0] > 0 else SYMMETRIC_ZERO)
 
 
-_STEP = tuple(np.int32(4 * k) for k in range(8))
-
-
-@inlined
-def _eight(table, word):
-    """The weights of a chunk of 128, in word order."""
-    return (
-        look_up(table, word),
-        look_up(table, word >> splat(_STEP[1])),
-        look_up(table, word >> splat(_STEP[2])),
-        look_up(table, word >> splat(_STEP[3])),
-        look_up(table, word >> splat(_STEP[4])),
-        look_up(table, word >> splat(_STEP[5])),
-        look_up(table, word >> splat(_STEP[6])),
-        look_up(table, word >> splat(_STEP[7])),
-    )
-
-
 @inlined
 def _two(table, byte):
     """The weights of a chunk of 32."""
-    return look_up(table, byte), look_up(table, byte >> splat(_STEP[1]))
+    return look_up(table, byte), look_up(table, byte >> splat(_FOUR))
 
 
 @compiled
@@ -109,7 +92,7 @@ def _dot_128(x, code, scales, zeros, row, begin, end, per_group):
     for group in range(begin, end):
         table = _table(scales[group], _zero_of(zeros, row, group))
         for _ in range(per_group):
-            w = _eight(table, load_words(code, slot >> 1))
+            w = eight(table, load_words(code, slot >> 1))
             a = multiply_add(w[0], load(x, slot), a)
             b = multiply_add(w[1], load(x, slot + 16), b)
             c = multiply_add(w[2], load(x, slot + 32), c)
@@ -142,7 +125,7 @@ def _dot4_128(xs, token, code, scales, zeros, row, begin, end, per_group, out):
     for group in range(begin, end):
         table = _table(scales[group], _zero_of(zeros, row, group))
         for _ in range(per_group):
-            w = _eight(table, load_words(code, slot >> 1))
+            w = eight(table, load_words(code, slot >> 1))
             sums = _four(w[0], x0, x1, x2, x3, slot, sums)
             sums = _four(w[1], x0, x1, x2, x3, slot + 16, sums)
             sums = _four(w[2], x0, x1, x2, x3, slot + 32, sums)
@@ -215,7 +198,7 @@ def _write_row(row, codes, scales, zeros, chunk, per_group, out):
         table = _table(scales[group], _zero_of(zeros, row, group))
         for _ in range(per_group):
             if chunk == 128:
-                w = _eight(table, load_words(code, slot >> 1))
+                w = eight(table, load_words(code, slot >> 1))
                 store(out, slot, w[0])
                 store(out, slot + 16, w[1])
                 store(out, slot + 32, w[2])

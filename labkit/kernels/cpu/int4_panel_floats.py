@@ -1,10 +1,10 @@
-"""A panel of sixteen int4 rows times float32 x.
+"""A panel of sixteen rows of 4-bit codes times float32 x.
 
-    y[row] = sum over groups of  scale * (sum of (code - 8) * x  -  (zero - 8) * sum of x)
+    y[row] = sum over groups of  scale * (sum of levels[code] * x  -  (zero - 8) * sum of x)
 
-A code is looked up in a register of sixteen floats; its lane is its row. ``x``, ``codes`` and the
-like are addresses; a chunk of 32 slots of a row is four words, in each of them byte b has slots
-4 k + b (low bits) and 16 + 4 k + b (high bits).
+A code is looked up in a register of sixteen floats, for int4 -8 … 7; its lane is its row. ``x``,
+``codes`` and the like are addresses; a chunk of 32 slots of a row is four words, in each of them
+byte b has slots 4 k + b (low bits) and 16 + 4 k + b (high bits).
 """
 
 from __future__ import annotations
@@ -13,28 +13,12 @@ import numpy as np
 
 from labkit.kernels.cpu.addresses import float32_at, number_at, store_at, words_at
 from labkit.kernels.cpu.int4_panel_groups import offset, scales_at
+from labkit.kernels.cpu.look_ups import eight
 from labkit.kernels.cpu.parallel import compiled, inlined
-from labkit.kernels.cpu.vectors import look_up, multiply_add, total
+from labkit.kernels.cpu.vectors import multiply_add, total
 from labkit.quantize.lanes import splat
 
 _ZERO = np.float32(0)
-_STEP = tuple(np.int32(4 * k) for k in range(8))
-LEVELS = np.arange(-8, 8, dtype=np.float32)
-
-
-@inlined
-def _weights(table, word):
-    """Eight weights of each row: low and high bits of bytes 0, 1, 2, 3."""
-    return (
-        look_up(table, word),
-        look_up(table, word >> splat(_STEP[1])),
-        look_up(table, word >> splat(_STEP[2])),
-        look_up(table, word >> splat(_STEP[3])),
-        look_up(table, word >> splat(_STEP[4])),
-        look_up(table, word >> splat(_STEP[5])),
-        look_up(table, word >> splat(_STEP[6])),
-        look_up(table, word >> splat(_STEP[7])),
-    )
 
 
 @compiled
@@ -60,7 +44,7 @@ def one_token(levels, codes, scales, half, zeros, groups, group_slots, x, sums, 
     for group in range(groups):
         a = b = c = d = splat(_ZERO)
         for word in range(group * words, (group + 1) * words):
-            w, at = _weights(table, words_at(codes + 64 * word)), x + 4 * _first(word)
+            w, at = eight(table, words_at(codes + 64 * word)), x + 4 * _first(word)
             a = multiply_add(w[0], number_at(at), a)
             b = multiply_add(w[1], number_at(at + 64), b)
             c = multiply_add(w[2], number_at(at + 4), c)
@@ -97,7 +81,7 @@ def four_tokens(
     for group in range(groups):
         a = b = c = d = splat(_ZERO)
         for word in range(group * words, (group + 1) * words):
-            w, at = _weights(table, words_at(codes + 64 * word)), x + 4 * _first(word)
+            w, at = eight(table, words_at(codes + 64 * word)), x + 4 * _first(word)
             a = _one_of_four(w, at, a)
             b = _one_of_four(w, at + x_row, b)
             c = _one_of_four(w, at + 2 * x_row, c)

@@ -1,12 +1,12 @@
-"""A panel of sixteen int4 rows times bfloat16 x, where the processor multiplies pairs.
+"""A panel of sixteen rows of 4-bit codes times bfloat16 x, where the processor multiplies pairs.
 
-    y[row] = sum over groups of  scale * (sum of (code - 8) * x  -  (zero - 8) * sum of x)
+    y[row] = sum over groups of  scale * (sum of levels[code] * x  -  (zero - 8) * sum of x)
 
 A register holds eight codes of each row. Shifted by 0, 4, 8 and 12 bits, the halves of its words
 begin with two codes of each of the sixteen rows, which are looked up in a table of bfloat16 at
-once; the pairs of x lie in the order of `Int4Panels.pair_order`. The table has code - 8 for the
-codes 0..15 twice, since a look-up reads five bits. A product of a code and a bfloat16 is exact in
-float32. ``x``, ``codes`` and the like are addresses.
+once; the pairs of x lie in the order of `nibble_panels.pair_order`. The table has the levels of the
+codes 0..15 twice, since a look-up reads five bits. A product of two bfloat16 is exact in float32.
+``x``, ``codes`` and the like are addresses.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ from labkit.quantize.lanes import splat
 
 _ZERO, _ONES = np.float32(0), np.int32(0x3F803F80)  # 1.0 and 1.0
 _STEPS = (np.int32(4), np.int32(8), np.int32(12))
-# code - 8 as bfloat16
-LEVELS = np.tile((np.arange(-8, 8, dtype=np.float32).view(np.uint32) >> 16).astype(np.uint16), 2)
 
 
 @inlined
