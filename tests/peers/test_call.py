@@ -45,19 +45,22 @@ def script(tmp_path, monkeypatch):
     return write
 
 
-def test_tensors_and_settings_come_back(own_python, script):
+def test_tensors_and_settings_come_back(own_python, script, monkeypatch):
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
     # The script bears the name of the library that it imports, and some of those are talkative.
     name = script(
         "import os, sys, torch\n"
         "print('Failed to load what this machine does not have', file=sys.stderr)\n"
         "def main(tensors, settings):\n"
         "    double = {name: tensor.T * 2 for name, tensor in tensors.items()}\n"
+        "    settings['keeps'] = not sys.dont_write_bytecode\n"
         "    return double, {'threads': os.environ['OMP_NUM_THREADS'], **settings}\n"
     )
     x = torch.arange(6.0).reshape(2, 3)
     found, results = call("auto_gptq", name, {"x": x.T, "same": x.T}, {"bits": 4}, threads=1)
     assert torch.equal(found["x"], x * 2) and torch.equal(found["same"], x * 2)
-    assert results == {"threads": "1", "bits": 4}
+    # A library's modules are compiled once, not at every call.
+    assert results == {"threads": "1", "keeps": True, "bits": 4}
 
 
 def test_a_script_that_fails_shows_what_it_printed(own_python, script):

@@ -161,6 +161,12 @@ def test_an_old_python_is_named_and_refused(tmp_path, version, runs):
         assert "make lab PYTHON=" in done.stdout
 
 
+def test_whatever_make_starts_keeps_what_it_compiles(monkeypatch):
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    done = make("--eval", "kept: ; @echo [$$PYTHONDONTWRITEBYTECODE]", "kept")
+    assert done.stdout == "[]\n", done.stderr
+
+
 def test_both_commands_make_the_environment_first():
     for target in ("lab", "test"):
         planned = make("--dry-run", target, "VENV=no-such-venv").stdout
