@@ -23,6 +23,7 @@ from labkit.core.float8_tensor import Float8Tensor
 from labkit.core.huge_pages import copied
 from labkit.core.scheme import QuantScheme
 from labkit.kernels import (
+    CodebookPanels,
     GgufPanels,
     Int4Panels,
     Int4Weight,
@@ -136,7 +137,7 @@ def _gguf_rows(
 def _nf4_rows(weight: Tensor, x: Tensor, effort: Effort) -> Iterator[BenchRow]:
     quantized = nf4.quantize(weight, block_size=64)
     count = _copies(quantized.nbytes, effort)
-    copies = [replace(quantized, packed=copied(quantized.packed)) for _ in range(count)]
+    copies = [CodebookPanels.from_rows(quantized) for _ in range(count)]
     low, dense = x.to(torch.bfloat16), quantized.dequantize().double().T
     exact, low_exact = x.double() @ dense, low.double() @ dense
     theirs = kernel_peers.bitsandbytes_nf4(weight, x, count)

@@ -9,7 +9,7 @@ themselves (double quantization): those stay in the order of the rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -150,8 +150,8 @@ class CodebookPanels:
         return self.codes.nbytes + self.absmax.nbytes
 
     def dequantize(self) -> Tensor:
-        """The float32 weight [out, in], levels[code] * absmax, not rounded to ``dtype``."""
-        return replace(self.rows(), dtype=torch.float32).dequantize()
+        """Return the float32 weight [out, in], every value rounded to ``dtype``."""
+        return self.rows().dequantize()
 
     @cached_property
     def levels(self) -> np.ndarray:

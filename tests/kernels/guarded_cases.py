@@ -16,6 +16,7 @@ import torch
 from labkit.core.float8_tensor import Float8Tensor
 from labkit.core.scheme import QuantScheme
 from labkit.kernels import (
+    CodebookPanels,
     Int4Panels,
     Int8Weight,
     codebook_linear,
@@ -107,6 +108,11 @@ def formats(at_end: bool) -> None:
         exact = codebook_linear(x, weight, implementation="reference")
         bound = product_bound(x, weight.dequantize(), torch.float32)
         close(codebook_linear(x, weight), exact, bound, f"nf4 {block}")
+        panels = CodebookPanels.from_rows(weight)
+        panels = replace(
+            panels, codes=guarded(panels.codes, at_end), absmax=guarded(panels.absmax, at_end)
+        )
+        close(codebook_linear(x, panels), exact, bound, f"nf4 {block} panels")
     for columns in (64, 71):
         weight = Float8Tensor.quantize(torch.randn(9, columns))
         weight = Float8Tensor(guarded(weight.codes, at_end), weight.scale)

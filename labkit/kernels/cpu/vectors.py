@@ -160,7 +160,6 @@ def _split(first: int, period: int, meaning: str):
 
 
 halves = intrinsic(_split(8, 16, "Lanes 0 to 7 of the first, lanes 8 to 15 of the second."))
-in_fours = intrinsic(_split(4, 8, "Four lanes of the first, four of the second, and again."))
 
 
 @intrinsic

@@ -9,10 +9,11 @@ from labkit.core.errors import SchemeError
 from labkit.core.float8_tensor import Float8Tensor
 from labkit.core.quantized import Quantized
 from labkit.core.tensor import QuantizedTensor
-from labkit.kernels import GgufPanels, Int4Panels, Int4Weight, Int8Weight
+from labkit.kernels import CodebookPanels, GgufPanels, Int4Panels, Int4Weight, Int8Weight
 from labkit.kernels.int8_weight import LONGEST
 from labkit.nn.packed.bits import BitsForm
 from labkit.nn.packed.codebook import CodebookForm
+from labkit.nn.packed.codebook_panels import CodebookPanelsForm
 from labkit.nn.packed.float8 import Float8Form
 from labkit.nn.packed.floats import FloatForm
 from labkit.nn.packed.form import Form
@@ -22,7 +23,7 @@ from labkit.nn.packed.int4_panels import Int4PanelsForm
 from labkit.nn.packed.int8 import Int8Form
 from labkit.nn.packed.panels import PanelsForm
 
-Packed = Int4Weight | Int4Panels | Int8Weight | GgufPanels
+Packed = Int4Weight | Int4Panels | Int8Weight | GgufPanels | CodebookPanels
 Packable = Form | Quantized | Packed | Tensor | tuple[Tensor, str]
 
 FORMS: dict[str, type[Form]] = {
@@ -33,6 +34,7 @@ FORMS: dict[str, type[Form]] = {
         Int8Form,
         BitsForm,
         CodebookForm,
+        CodebookPanelsForm,
         Float8Form,
         GgufForm,
         PanelsForm,
@@ -45,6 +47,7 @@ _WRAPPED = {
     Int8Weight: Int8Form,
     GgufPanels: PanelsForm,
     CodebookTensor: CodebookForm,
+    CodebookPanels: CodebookPanelsForm,
     Float8Tensor: Float8Form,
     Tensor: FloatForm,
 }
@@ -69,6 +72,8 @@ def form_of(weight: Packable, *, integer_inputs: bool = False) -> Form:
         return PanelsForm.packed(weight)
     if isinstance(weight, Form):
         return weight
+    if isinstance(weight, CodebookTensor) and CodebookPanels.fits(weight):
+        weight = CodebookPanels.from_rows(weight)
     for kind, form in _WRAPPED.items():
         if isinstance(weight, kind):
             return form(weight)

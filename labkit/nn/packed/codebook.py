@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from labkit.core.codebook import CodebookTensor, NestedAbsmax
-from labkit.kernels import codebook_linear
+from labkit.kernels import CodebookPanels, codebook_linear
 from labkit.nn.packed.form import Form, Index
 
 _DTYPES = {str(d): d for d in (torch.float32, torch.float16, torch.bfloat16)}
@@ -31,42 +31,17 @@ class CodebookForm(Form):
 
     @property
     def label(self) -> str:
-        nested = ", double quantization" if isinstance(self.weight.absmax, NestedAbsmax) else ""
-        return f"{self.weight.quant_type} block {self.weight.block_size}{nested}"
-
-    @property
-    def device(self) -> torch.device:
-        return self.weight.packed.device
+        return named(self.weight)
 
     def parts(self) -> dict[str, Tensor]:
-        absmax = self.weight.absmax
-        if isinstance(absmax, NestedAbsmax):
-            offset = torch.tensor([absmax.offset], dtype=torch.float64, device=self.device)
-            nested = {"nested": absmax.codes, "absmax": absmax.absmax, "levels": absmax.levels}
-            return {"packed": self.weight.packed, **nested, "offset": offset}
-        return {"packed": self.weight.packed, "absmax": absmax}
+        return {"packed": self.weight.packed, **magnitudes(self.weight.absmax)}
 
     def settings(self) -> dict[str, object]:
-        weight = self.weight
-        found: dict[str, object] = {
-            "shape": list(weight.shape),
-            "quant_type": weight.quant_type,
-            "block_size": weight.block_size,
-            "dtype": str(weight.dtype),
-        }
-        if isinstance(weight.absmax, NestedAbsmax):
-            found["run"] = weight.absmax.block_size
-        return found
+        return settings_of(self.weight)
 
     @classmethod
     def restored(cls, parts: dict[str, Tensor], settings: dict) -> CodebookForm:
-        absmax: Tensor | NestedAbsmax = parts["absmax"]
-        if "nested" in parts:
-            values = (parts["nested"], parts["absmax"], parts["levels"])
-            absmax = NestedAbsmax(*values, float(parts["offset"]), settings["run"])
-        shape, dtype = torch.Size(settings["shape"]), _DTYPES[settings["dtype"]]
-        kind, size = settings["quant_type"], settings["block_size"]
-        return cls(CodebookTensor(parts["packed"], absmax, shape, kind, size, dtype))
+        return cls(CodebookTensor(parts["packed"], **restored(parts, settings)))
 
     def linear(self, x: Tensor, bias: Tensor | None, activation_bits: int) -> Tensor:
         return codebook_linear(x, self.weight, bias)
@@ -83,3 +58,42 @@ class CodebookForm(Form):
             self.weight, packed=packed.reshape(-1), absmax=absmax.reshape(-1), shape=shape
         )
         return part.dequantize()
+
+
+def named(weight: CodebookTensor | CodebookPanels) -> str:
+    """Its type in a few words."""
+    nested = ", double quantization" if isinstance(weight.absmax, NestedAbsmax) else ""
+    return f"{weight.quant_type} block {weight.block_size}{nested}"
+
+
+def magnitudes(absmax: Tensor | NestedAbsmax) -> dict[str, Tensor]:
+    """What a form stores of them."""
+    if not isinstance(absmax, NestedAbsmax):
+        return {"absmax": absmax}
+    offset = torch.tensor([absmax.offset], dtype=torch.float64, device=absmax.codes.device)
+    nested = {"nested": absmax.codes, "absmax": absmax.absmax, "levels": absmax.levels}
+    return {**nested, "offset": offset}
+
+
+def settings_of(weight: CodebookTensor | CodebookPanels) -> dict[str, object]:
+    """What a form notes besides its tensors."""
+    found: dict[str, object] = {
+        "shape": list(weight.shape),
+        "quant_type": weight.quant_type,
+        "block_size": weight.block_size,
+        "dtype": str(weight.dtype),
+    }
+    if isinstance(weight.absmax, NestedAbsmax):
+        found["run"] = weight.absmax.block_size
+    return found
+
+
+def restored(parts: dict[str, Tensor], settings: dict) -> dict:
+    """Arguments of a weight, besides its codes, from `magnitudes` and `settings_of`."""
+    absmax: Tensor | NestedAbsmax = parts["absmax"]
+    if "nested" in parts:
+        values = (parts["nested"], parts["absmax"], parts["levels"])
+        absmax = NestedAbsmax(*values, float(parts["offset"]), settings["run"])
+    kinds = {name: settings[name] for name in ("quant_type", "block_size")}
+    shape, dtype = torch.Size(settings["shape"]), _DTYPES[settings["dtype"]]
+    return {"absmax": absmax, "shape": shape, "dtype": dtype, **kinds}
