@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from labkit.core.errors import SchemeError, ShapeError
+from labkit.core.errors import ShapeError
 from labkit.kernels import checks, choose
 
 _CACHES = (torch.int8, torch.float8_e4m3fn)
@@ -66,8 +66,7 @@ def decode_attention(
     for name, part in named.items():
         checks.require_device(name, part, keys.device, _WHERE)
     for name, part in (("keys", keys), ("values", values)):
-        if not part.is_contiguous():
-            raise SchemeError(f"{name} is not contiguous", _WHERE, "Call .contiguous().")
+        checks.require_contiguous(name, part, _WHERE)
     if batch and (int(lengths.min()) < 1 or int(lengths.max()) > capacity):
         raise ShapeError(
             f"lengths from {int(lengths.min())} to {int(lengths.max())}",

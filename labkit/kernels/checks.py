@@ -68,6 +68,12 @@ def require_shape(name: str, tensor: Tensor, shape: tuple[int, ...], where: str)
         raise ShapeError(f"{name} has shape {tuple(tensor.shape)}", where, f"Expected {shape}.")
 
 
+def require_contiguous(name: str, tensor: Tensor, where: str) -> None:
+    """Return if ``tensor`` is contiguous; else raise SchemeError."""
+    if not tensor.is_contiguous():
+        raise SchemeError(f"{name} is not contiguous", where, "Call .contiguous().")
+
+
 def product(x: Tensor, columns: int, rows: int, multiply: Callable[[Tensor], Tensor]) -> Tensor:
     """``multiply`` of x [..., columns] as [tokens, columns]; of no token at all, nothing.
 

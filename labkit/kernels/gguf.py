@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from labkit.core.errors import SchemeError, ShapeError
+from labkit.core.errors import ShapeError
 from labkit.kernels import checks, choose
 from labkit.quantize.gguf_types import block_type
 
@@ -39,8 +39,7 @@ def gguf_linear(
             where,
             f"Expected [out, bytes], a multiple of {kind.nbytes} bytes.",
         )
-    if not blocks.is_contiguous():
-        raise SchemeError("blocks is not contiguous", where, "Call .contiguous().")
+    checks.require_contiguous("blocks", blocks, where)
     rows, columns = len(blocks), blocks.shape[1] // kind.nbytes * kind.weights
     checks.require_activations(x, columns, blocks.device, where)
     checks.require_bias(bias, rows, blocks.device, where)

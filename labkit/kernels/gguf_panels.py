@@ -82,8 +82,7 @@ class GgufPanels:
             raise ShapeError(f"{columns} columns", _WHERE, f"A multiple of {kind.weights} fits.")
         expected = (-(-rows // ROWS), columns // kind.weights, ROWS * kind.nbytes)
         checks.require_shape("data", self.data, expected, _WHERE)
-        if not self.data.is_contiguous():
-            raise SchemeError("data is not contiguous", _WHERE, "Call .contiguous().")
+        checks.require_contiguous("data", self.data, _WHERE)
 
     @classmethod
     def from_blocks(

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from labkit.core.errors import GroupSizeError, SchemeError, ShapeError
 from labkit.kernels import checks
+from labkit.kernels.int4_parts import Int4Parts
 from labkit.kernels.int4_weight import SYMMETRIC_ZERO, Int4Weight, unpacked
 from labkit.kernels.nibble_panels import (
     CHUNK,
@@ -34,7 +34,7 @@ _WHERE = "Int4Panels"
 
 
 @dataclass(frozen=True, eq=False)
-class Int4Panels:
+class Int4Panels(Int4Parts):
     """A matrix [out, in] of 4-bit integers with a scale for each group of a row, on a CPU.
 
     Args:
@@ -50,47 +50,23 @@ class Int4Panels:
         GroupSizeError: groups that are no whole number of chunks.
     """
 
-    codes: Tensor
-    scale: Tensor
-    zero_point: Tensor | None
-    columns: Tensor
     shape: torch.Size
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", torch.Size(self.shape))
-        allowed = {
-            "codes": (torch.uint8,),
-            "scale": (torch.float16, torch.float32),
-            "zero_point": (torch.uint8,),
-            "columns": (torch.int32,),
-        }
-        for name, dtypes in allowed.items():
-            part = getattr(self, name)
-            if part is None and name == "zero_point":
-                continue
-            checks.require_dtype(name, part, dtypes, _WHERE)
-            checks.require_device(name, part, torch.device("cpu"), _WHERE)
-            if not part.is_contiguous():
-                raise SchemeError(f"{name} is not contiguous", _WHERE, "Call .contiguous().")
-        if self.scale.ndim != 3 or self.columns.ndim != 1:
-            raise ShapeError(
-                f"scale has shape {tuple(self.scale.shape)}, columns {tuple(self.columns.shape)}",
-                _WHERE,
-                "Expected [panels, groups, 16] and [slots].",
-            )
-        panels, groups, slots = -(-self.shape[0] // ROWS), self.scale.shape[1], len(self.columns)
-        if groups == 0 or slots % (groups * CHUNK):
-            raise GroupSizeError(f"{slots} slots for {groups} groups in chunks of {CHUNK}", _WHERE)
-        checks.require_shape("codes", self.codes, (panels, slots // CHUNK, 4, ROWS, 4), _WHERE)
-        for name in ("scale", "zero_point"):
-            if getattr(self, name) is not None:
-                checks.require_shape(name, getattr(self, name), (panels, groups, ROWS), _WHERE)
-        if int(self.columns.min()) < -1 or int(self.columns.max()) >= self.shape[1]:
-            raise ShapeError(f"columns outside -1..{self.shape[1] - 1}", _WHERE)
+        axes = ("panels", "groups", "16")
+        self.require_fitting(torch.device("cpu"), axes, CHUNK, self.in_features)
+        panels, chunks = -(-self.shape[0] // ROWS), len(self.columns) // CHUNK
+        checks.require_shape("codes", self.codes, (panels, chunks, 4, ROWS, 4), _WHERE)
+        checks.require_shape("scale", self.scale, (panels, self.groups, ROWS), _WHERE)
+        self.require_contiguous()
 
     @classmethod
     def from_rows(cls, weight: Int4Weight) -> Int4Panels:
-        """Put the rows of a weight on a CPU side by side; nothing is rounded."""
+        """Put the rows of a weight side by side; nothing is rounded.
+
+        Raises SchemeError for a weight that is not on a CPU.
+        """
         rows, zero = weight.shape[0], weight.zero_point
 
         def codes(first: int, last: int) -> Tensor:
@@ -110,7 +86,7 @@ class Int4Panels:
         panel, lane = wanted // ROWS, wanted % ROWS
         zero = self.zero_point
         return Int4Weight(
-            chunks_of(self.codes, wanted).reshape(len(wanted), -1),
+            chunks_of(self.codes, wanted).flatten(1),
             self.scale[panel, :, lane].contiguous(),
             None if zero is None else zero[panel, :, lane].contiguous(),
             self.columns,
@@ -122,17 +98,6 @@ class Int4Panels:
     def in_features(self) -> int:
         """Columns of the matrix."""
         return self.shape[1]
-
-    @property
-    def group_slots(self) -> int:
-        """Slots that share a scale."""
-        return len(self.columns) // self.scale.shape[1]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all parts."""
-        parts = (self.codes, self.scale, self.zero_point, self.columns)
-        return sum(part.nbytes for part in parts if part is not None)
 
     def dequantize(self) -> Tensor:
         """Return the float32 weight [out, in]."""

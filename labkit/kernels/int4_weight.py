@@ -21,16 +21,17 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from labkit.core.errors import GroupSizeError, SchemeError, ShapeError
+from labkit.core.errors import SchemeError, ShapeError
 from labkit.core.tensor import QuantizedTensor
 from labkit.kernels import checks
+from labkit.kernels.int4_parts import Int4Parts
 
 SYMMETRIC_ZERO = 8
 _WHERE = "Int4Weight"
 
 
 @dataclass(frozen=True, eq=False)
-class Int4Weight:
+class Int4Weight(Int4Parts):
     """A matrix [out, in] of 4-bit integers with a scale for each group of a row.
 
     Args:
@@ -47,44 +48,17 @@ class Int4Weight:
         GroupSizeError: groups that are no whole number of chunks.
     """
 
-    codes: Tensor
-    scale: Tensor
-    zero_point: Tensor | None
-    columns: Tensor
     chunk: int
     in_features: int
 
     def __post_init__(self) -> None:
-        parts = [("codes", torch.uint8), ("columns", torch.int32)]
-        parts += [("zero_point", torch.uint8)] if self.zero_point is not None else []
-        for name, dtype in parts:
-            checks.require_dtype(name, getattr(self, name), (dtype,), _WHERE)
-        checks.require_dtype("scale", self.scale, (torch.float16, torch.float32), _WHERE)
         if self.chunk not in (32, 128):
             raise SchemeError(f"chunk is {self.chunk}", _WHERE, "Expected 32 or 128.")
-        if self.scale.ndim != 2 or self.columns.ndim != 1:
-            raise ShapeError(
-                f"scale has shape {tuple(self.scale.shape)}, columns {tuple(self.columns.shape)}",
-                _WHERE,
-                "Expected [out, groups] and [slots].",
-            )
-        rows, groups = self.scale.shape
-        slots = len(self.columns)
-        if groups == 0 or slots % (groups * self.chunk):
-            raise GroupSizeError(
-                f"{slots} slots for {groups} groups in chunks of {self.chunk}", _WHERE
-            )
-        checks.require_shape("codes", self.codes, (rows, slots // 2), _WHERE)
-        if self.zero_point is not None:
-            checks.require_shape("zero_point", self.zero_point, (rows, groups), _WHERE)
-        for name in ("codes", "scale", "zero_point", "columns"):
-            part = getattr(self, name)
-            if part is not None:
-                checks.require_device(name, part, self.codes.device, _WHERE)
-                if not part.is_contiguous():
-                    raise SchemeError(f"{name} is not contiguous", _WHERE, "Call .contiguous().")
-        if int(self.columns.min()) < -1 or int(self.columns.max()) >= self.in_features:
-            raise ShapeError(f"columns outside -1..{self.in_features - 1}", _WHERE)
+        axes = ("out", "groups")
+        self.require_fitting(self.codes.device, axes, self.chunk, self.in_features)
+        expected = (len(self.scale), len(self.columns) // 2)
+        checks.require_shape("codes", self.codes, expected, _WHERE)
+        self.require_contiguous()
 
     @classmethod
     def from_quantized(cls, weight: QuantizedTensor) -> Int4Weight:
@@ -131,17 +105,6 @@ class Int4Weight:
         """[out, in]."""
         return torch.Size((len(self.codes), self.in_features))
 
-    @property
-    def group_slots(self) -> int:
-        """Slots that share a scale."""
-        return len(self.columns) // self.scale.shape[1]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all parts."""
-        parts = (self.codes, self.scale, self.zero_point, self.columns)
-        return sum(part.nbytes for part in parts if part is not None)
-
     def slot_codes(self) -> Tensor:
         """The codes as stored, uint8 [out, slots], 0..15."""
         return unpacked(self.codes, self.chunk)
@@ -163,9 +126,8 @@ class Int4Weight:
 
     def to(self, device: torch.device | str) -> Int4Weight:
         """Return the same weight on another device."""
-        zero = None if self.zero_point is None else self.zero_point.to(device)
-        moved = {name: getattr(self, name).to(device) for name in ("codes", "scale", "columns")}
-        return replace(self, zero_point=zero, **moved)
+        moved = {name: part.to(device) for name, part in self.parts().items()}
+        return replace(self, **moved)
 
     @cached_property
     def word_order(self) -> Tensor:
