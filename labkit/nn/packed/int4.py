@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from labkit.core.tensor import QuantizedTensor
-from labkit.kernels import Int4Panels, Int4Weight, int4_linear
+from labkit.kernels import Int4Weight, int4_linear
 from labkit.nn.packed.form import Form, Index
 
 _RUN = 2**19  # weights that are packed at a time: what that takes beside them stays small
@@ -39,11 +39,12 @@ class Int4Form(Form):
 
     @property
     def label(self) -> str:
-        return named(self.weight)
+        weight = self.weight
+        size = f"group {weight.in_features // weight.groups}" if weight.groups > 1 else "channel"
+        return f"int4 {'sym' if weight.zero_point is None else 'asym'} {size}"
 
     def parts(self) -> dict[str, Tensor]:
-        named = {n: getattr(self.weight, n) for n in ("codes", "scale", "zero_point", "columns")}
-        return {name: part for name, part in named.items() if part is not None}
+        return self.weight.parts()
 
     def settings(self) -> dict[str, object]:
         return {"chunk": self.weight.chunk, "in_features": self.weight.in_features}
@@ -64,13 +65,6 @@ class Int4Form(Form):
             zero_point=None if zero is None else zero[index],
         )
         return part.dequantize()
-
-
-def named(weight: Int4Weight | Int4Panels) -> str:
-    """Its type in a few words."""
-    groups = weight.scale.shape[1]
-    size = f"group {weight.in_features // groups}" if groups > 1 else "channel"
-    return f"int4 {'sym' if weight.zero_point is None else 'asym'} {size}"
 
 
 def _run(weight: QuantizedTensor, first: int, last: int) -> QuantizedTensor:
