@@ -42,7 +42,7 @@ def pack(rows: int, slots: int, codes: Callable[[int, int], Tensor]) -> Tensor:
 
 def chunks_of(packed: Tensor, rows: Tensor) -> Tensor:
     """The bytes of some rows, uint8 [n, slots / 32, 16]; ``rows`` are int64 [n]."""
-    return packed[rows // ROWS, :, :, rows % ROWS].reshape(len(rows), -1, CHUNK // 2)
+    return packed[rows // ROWS, :, :, rows % ROWS].flatten(2)
 
 
 def side_by_side(values: Tensor) -> Tensor:
