@@ -14,7 +14,7 @@ OFFLINE = Path(__file__).parent / "offline"
 
 def pytest_configure(config: pytest.Config) -> None:
     """Before anything is imported: guard this process, and every one that it starts."""
-    home = tempfile.TemporaryDirectory(prefix="labkit-tests-")
+    home = tempfile.TemporaryDirectory(prefix="labkit-tests-", ignore_cleanup_errors=True)
     config.add_cleanup(home.cleanup)
     os.environ["LABKIT_HOME"] = home.name
     os.environ.pop("LABKIT_MODEL", None)
@@ -22,6 +22,9 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     else:
         os.environ["LABKIT_BLOCKED_LOG"] = str(Path(home.name, "blocked.log"))
+        # What killed processes and browsers leave goes with it; pytest keeps what a test failed on.
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+        os.environ["TMPDIR"] = tempfile.tempdir = home.name
     inherited = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(OFFLINE), inherited]))
     sys.path.insert(0, str(OFFLINE))

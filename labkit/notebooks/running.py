@@ -34,9 +34,13 @@ class ThisPython(KernelSpecManager):
 
 @contextlib.contextmanager
 def fresh_learner() -> Iterator[dict[str, str]]:
-    """Environment variables of somebody without progress, profile or a model of their own."""
-    with tempfile.TemporaryDirectory(prefix="labkit-notebook-") as home:
+    """Environment variables of somebody without progress, profile or a model of their own.
+
+    Temporary files go where all is removed at the end: a kernel that is killed leaves its own.
+    """
+    with tempfile.TemporaryDirectory(prefix="labkit-notebook-", ignore_cleanup_errors=True) as home:
         mine = {"LABKIT_HOME": str(Path(home, "labkit")), "IPYTHONDIR": str(Path(home, "ipython"))}
+        mine["TMPDIR"] = home
         foreign = ("LABKIT_MODEL", "MPLBACKEND", "JUPYTER_COLUMNS")
         yield {key: value for key, value in os.environ.items() if key not in foreign} | mine
 

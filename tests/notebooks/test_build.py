@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import nbformat
@@ -98,14 +99,17 @@ def test_a_killed_build_leaves_the_old_notebook(sample):
 def test_the_build_runs_as_a_fresh_learner(sample, monkeypatch, tmp_path):
     monkeypatch.setenv("LABKIT_HOME", str(tmp_path / "mine"))
     monkeypatch.setenv("LABKIT_MODEL", "my/model")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     sample.source.write_text(
-        "# %%\nimport os, pathlib\n"
+        "# %%\nimport os, pathlib, tempfile\n"
         "print('mine' in os.environ['LABKIT_HOME'], 'LABKIT_MODEL' in os.environ)\n"
         "print(pathlib.Path.cwd().name)\n"
+        f"print({str(tmp_path)!r} in tempfile.mkdtemp())\n"
     )
+    before = {*tmp_path.iterdir()}
     list(build([sample]))
-    assert text_of(sample.read().cells[0].outputs[0]) == "False False\nnotebooks\n"
-    assert not (tmp_path / "mine").exists()
+    assert text_of(sample.read().cells[0].outputs[0]) == "False False\nnotebooks\nTrue\n"
+    assert {*tmp_path.iterdir()} == before  # no progress, and no temporary file of a cell
 
 
 @pytest.mark.parametrize("last", ["pass", "1 / 0"])
