@@ -21,10 +21,18 @@ from __future__ import annotations
 import operator
 
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import types
 from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 
-LANES = 16
+from labkit.quantize.lanes_ir import (
+    BYTES_IR,
+    FLOATS_IR,
+    INTS_IR,
+    LANES,
+    broadcast,
+    call,
+    pointer_into,
+)
 
 
 class LanesType(types.Type):
@@ -41,8 +49,8 @@ class LanesType(types.Type):
 
 FLOATS, INTS, MASK = (LanesType(e) for e in (types.float32, types.int32, types.boolean))
 _IR = {
-    FLOATS: ir.VectorType(ir.FloatType(), LANES),
-    INTS: ir.VectorType(ir.IntType(32), LANES),
+    FLOATS: FLOATS_IR,
+    INTS: INTS_IR,
     MASK: ir.VectorType(ir.IntType(1), LANES),
 }
 _FLOAT_OPERATIONS = {
@@ -96,23 +104,13 @@ _define(operator.and_, MASK, MASK, lambda b, x, y: b.and_(x, y))
 _define(operator.or_, MASK, MASK, lambda b, x, y: b.or_(x, y))
 
 
-def _splat(builder, scalar, vector):
-    one = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.IntType(32)(0))
-    return builder.shuffle_vector(one, one, ir.Constant(_IR[INTS], [0] * LANES))
-
-
-def _address(context, builder, kind, array, start, vector):
-    data = context.make_array(kind)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [start]), vector.as_pointer())
-
-
 @intrinsic
 def splat(typing_context, scalar):
     """Sixteen times the float32 or int32 ``scalar``."""
     kind = {types.float32: FLOATS, types.int32: INTS}[scalar]
 
     def generate(context, builder, signature, arguments):
-        return _splat(builder, arguments[0], _IR[kind])
+        return broadcast(builder, arguments[0], _IR[kind])
 
     return kind(scalar), generate
 
@@ -122,7 +120,7 @@ def load(typing_context, array, start):
     """array[start : start + 16] of a contiguous float32 array; nothing is checked."""
 
     def generate(context, builder, signature, arguments):
-        place = _address(context, builder, signature.args[0], *arguments, _IR[FLOATS])
+        place = pointer_into(context, builder, signature.args[0], *arguments, FLOATS_IR)
         return builder.load(place, align=4)
 
     return FLOATS(array, types.intp), generate
@@ -133,9 +131,8 @@ def load_bytes(typing_context, array, start):
     """array[start : start + 16] of a contiguous uint8 array, as int32; nothing is checked."""
 
     def generate(context, builder, signature, arguments):
-        low = ir.VectorType(ir.IntType(8), LANES)
-        place = _address(context, builder, signature.args[0], *arguments, low)
-        return builder.zext(builder.load(place, align=1), _IR[INTS])
+        place = pointer_into(context, builder, signature.args[0], *arguments, BYTES_IR)
+        return builder.zext(builder.load(place, align=1), INTS_IR)
 
     return INTS(array, types.intp), generate
 
@@ -145,7 +142,7 @@ def store(typing_context, array, start, value):
     """array[start : start + 16] = value, for a contiguous float32 array; nothing is checked."""
 
     def generate(context, builder, signature, arguments):
-        place = _address(context, builder, signature.args[0], *arguments[:2], _IR[FLOATS])
+        place = pointer_into(context, builder, signature.args[0], *arguments[:2], FLOATS_IR)
         builder.store(arguments[2], place, align=4)
         return context.get_dummy_value()
 
@@ -157,9 +154,8 @@ def store_bytes(typing_context, array, start, value):
     """The low 8 bits of each lane to array[start : start + 16], uint8; nothing is checked."""
 
     def generate(context, builder, signature, arguments):
-        low = ir.VectorType(ir.IntType(8), LANES)
-        place = _address(context, builder, signature.args[0], *arguments[:2], low)
-        builder.store(builder.trunc(arguments[2], low), place, align=1)
+        place = pointer_into(context, builder, signature.args[0], *arguments[:2], BYTES_IR)
+        builder.store(builder.trunc(arguments[2], BYTES_IR), place, align=1)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, INTS), generate
@@ -189,9 +185,7 @@ def any_lane(typing_context, mask):
 def _unary(name: str):
     def typed(typing_context, value):
         def generate(context, builder, signature, arguments):
-            shape = ir.FunctionType(_IR[FLOATS], [_IR[FLOATS]])
-            function = cgutils.get_or_insert_function(builder.module, shape, name)
-            return builder.call(function, arguments)
+            return call(builder, name, FLOATS_IR, arguments)
 
         return FLOATS(FLOATS), generate
 
@@ -207,7 +201,7 @@ def to_floats(typing_context, value):
     """Integers of magnitude up to 2^24 as float32."""
 
     def generate(context, builder, signature, arguments):
-        return builder.sitofp(arguments[0], _IR[FLOATS])
+        return builder.sitofp(arguments[0], FLOATS_IR)
 
     return FLOATS(INTS), generate
 
@@ -217,7 +211,7 @@ def bits_of(typing_context, value):
     """The bits of float32 lanes, as int32."""
 
     def generate(context, builder, signature, arguments):
-        return builder.bitcast(arguments[0], _IR[INTS])
+        return builder.bitcast(arguments[0], INTS_IR)
 
     return INTS(FLOATS), generate
 

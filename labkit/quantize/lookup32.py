@@ -6,14 +6,11 @@ Two AVX-512 registers hold the table, and VPERMI2PS picks from both by an index 
 
 from __future__ import annotations
 
-from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import types
 from numba.extending import intrinsic
 
-from labkit.quantize.lanes import FLOATS, INTS, LANES
-
-_VECTOR = ir.VectorType(ir.FloatType(), LANES)
-_INDEX = ir.VectorType(ir.IntType(32), LANES)
+from labkit.quantize.lanes import FLOATS, INTS
+from labkit.quantize.lanes_ir import FLOATS_IR, LANES, call, pointer_into
 
 
 @intrinsic
@@ -25,18 +22,13 @@ def look_up(typing_context, tables, start, index):
 
     def generate(context, builder, signature, arguments):
         array, first, lanes = arguments
-        data = context.make_array(signature.args[0])(context, builder, array).data
         halves = []
         for half in range(2):
             offset = context.get_constant(types.intp, half * LANES)
-            place = builder.gep(data, [builder.add(first, offset)])
-            place = builder.bitcast(place, _VECTOR.as_pointer())
+            begin = builder.add(first, offset)
+            place = pointer_into(context, builder, signature.args[0], array, begin, FLOATS_IR)
             halves.append(builder.load(place, align=4))
-        permute = cgutils.get_or_insert_function(
-            builder.module,
-            ir.FunctionType(_VECTOR, [_VECTOR, _INDEX, _VECTOR]),
-            "llvm.x86.avx512.vpermi2var.ps.512",
-        )
-        return builder.call(permute, [halves[0], lanes, halves[1]])
+        operands = [halves[0], lanes, halves[1]]
+        return call(builder, "llvm.x86.avx512.vpermi2var.ps.512", FLOATS_IR, operands)
 
     return FLOATS(tables, types.intp, INTS), generate

@@ -13,17 +13,25 @@ from numba.extending import intrinsic
 
 from labkit.kernels.cpu.parallel import inlined
 from labkit.kernels.cpu.vectors import HAS_HALF, as_floats
-from labkit.quantize.lanes import FLOATS, INTS, LANES, bits_of, splat
+from labkit.quantize.lanes import FLOATS, INTS, bits_of, splat
+from labkit.quantize.lanes_ir import (
+    BYTES_IR,
+    FLOAT_IR,
+    FLOATS_IR,
+    HALVES_IR,
+    INT_IR,
+    INTS_IR,
+    SHORTS_IR,
+    broadcast,
+)
 
-_INTS_IR = ir.VectorType(ir.IntType(32), LANES)
-_FLOATS_IR = ir.VectorType(ir.FloatType(), LANES)
 _LOW, _TOP = np.int32(0x7FFF), np.int32(0x8000)
 _SHIFT, _SIXTEEN, _TO_FLOAT = np.int32(13), np.int32(16), np.float32(2.0**112)
 
 
-def _loaded(builder, address, element, align: int):
-    vector = ir.VectorType(element, LANES)
-    return builder.load(builder.inttoptr(address, vector.as_pointer()), align=align)
+def _loaded(builder, address, kind):
+    """What stands at an address, a number or lanes of the LLVM type ``kind``."""
+    return builder.load(builder.inttoptr(address, kind.as_pointer()), align=1)
 
 
 @intrinsic
@@ -31,7 +39,7 @@ def words_at(typing_context, address):
     """64 bytes as sixteen int32."""
 
     def generate(context, builder, signature, arguments):
-        return _loaded(builder, arguments[0], ir.IntType(32), 1)
+        return _loaded(builder, arguments[0], INTS_IR)
 
     return INTS(types.int64), generate
 
@@ -41,7 +49,7 @@ def float32_at(typing_context, address):
     """Sixteen float32."""
 
     def generate(context, builder, signature, arguments):
-        return _loaded(builder, arguments[0], ir.FloatType(), 1)
+        return _loaded(builder, arguments[0], FLOATS_IR)
 
     return FLOATS(types.int64), generate
 
@@ -51,7 +59,7 @@ def _halves_at(typing_context, address):
     """Sixteen uint16 as int32."""
 
     def generate(context, builder, signature, arguments):
-        return builder.zext(_loaded(builder, arguments[0], ir.IntType(16), 1), _INTS_IR)
+        return builder.zext(_loaded(builder, arguments[0], SHORTS_IR), INTS_IR)
 
     return INTS(types.int64), generate
 
@@ -61,7 +69,7 @@ def _extended_at(typing_context, address):
     """Sixteen float16, converted by the processor."""
 
     def generate(context, builder, signature, arguments):
-        return builder.fpext(_loaded(builder, arguments[0], ir.HalfType(), 1), _FLOATS_IR)
+        return builder.fpext(_loaded(builder, arguments[0], HALVES_IR), FLOATS_IR)
 
     return FLOATS(types.int64), generate
 
@@ -99,7 +107,7 @@ def bytes_at(typing_context, address):
     """Sixteen uint8 as int32."""
 
     def generate(context, builder, signature, arguments):
-        return builder.zext(_loaded(builder, arguments[0], ir.IntType(8), 1), _INTS_IR)
+        return builder.zext(_loaded(builder, arguments[0], BYTES_IR), INTS_IR)
 
     return INTS(types.int64), generate
 
@@ -109,10 +117,7 @@ def word_at(typing_context, address):
     """Four bytes, sixteen times, as int32."""
 
     def generate(context, builder, signature, arguments):
-        place = builder.inttoptr(arguments[0], ir.IntType(32).as_pointer())
-        word = builder.load(place, align=1)
-        one = builder.insert_element(ir.Constant(_INTS_IR, ir.Undefined), word, ir.IntType(32)(0))
-        return builder.shuffle_vector(one, one, ir.Constant(_INTS_IR, [0] * LANES))
+        return broadcast(builder, _loaded(builder, arguments[0], INT_IR), INTS_IR)
 
     return INTS(types.int64), generate
 
@@ -122,11 +127,7 @@ def number_at(typing_context, address):
     """A float32, sixteen times."""
 
     def generate(context, builder, signature, arguments):
-        place = builder.inttoptr(arguments[0], ir.FloatType().as_pointer())
-        value = builder.load(place, align=1)
-        one = ir.Constant(_FLOATS_IR, ir.Undefined)
-        one = builder.insert_element(one, value, ir.IntType(32)(0))
-        return builder.shuffle_vector(one, one, ir.Constant(_INTS_IR, [0] * LANES))
+        return broadcast(builder, _loaded(builder, arguments[0], FLOAT_IR), FLOATS_IR)
 
     return FLOATS(types.int64), generate
 
@@ -136,7 +137,7 @@ def store_at(typing_context, address, value):
     """Sixteen float32 to an address."""
 
     def generate(context, builder, signature, arguments):
-        place = builder.inttoptr(arguments[0], _FLOATS_IR.as_pointer())
+        place = builder.inttoptr(arguments[0], FLOATS_IR.as_pointer())
         builder.store(arguments[1], place, align=1)
         return context.get_dummy_value()
 

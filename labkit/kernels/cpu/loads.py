@@ -9,15 +9,16 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from labkit.quantize.lanes import INTS, LANES
-
-_FLOAT, _INT, _BYTE = ir.FloatType(), ir.IntType(32), ir.IntType(8)
-_INTS_IR = ir.VectorType(_INT, LANES)
-
-
-def _place(context, builder, kind, array, start, element):
-    data = context.make_array(kind)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [start]), element.as_pointer())
+from labkit.quantize.lanes import INTS
+from labkit.quantize.lanes_ir import (
+    BYTES_IR,
+    FLOAT_IR,
+    INT_IR,
+    INTS_IR,
+    SHORTS_IR,
+    broadcast,
+    pointer_into,
+)
 
 
 @intrinsic
@@ -25,7 +26,7 @@ def load_words(typing_context, array, start):
     """64 bytes from array[start] on, uint8 or int8, as sixteen int32"""
 
     def generate(context, builder, signature, arguments):
-        place = _place(context, builder, signature.args[0], *arguments, _INTS_IR)
+        place = pointer_into(context, builder, signature.args[0], *arguments, INTS_IR)
         return builder.load(place, align=1)
 
     return INTS(array, types.intp), generate
@@ -36,7 +37,7 @@ def load_ints(typing_context, array, start):
     """array[start : start + 16] of a contiguous int32 array"""
 
     def generate(context, builder, signature, arguments):
-        place = _place(context, builder, signature.args[0], *arguments, _INTS_IR)
+        place = pointer_into(context, builder, signature.args[0], *arguments, INTS_IR)
         return builder.load(place, align=4)
 
     return INTS(array, types.intp), generate
@@ -47,7 +48,7 @@ def store_ints(typing_context, array, start, value):
     """array[start : start + 16] = value, for a contiguous int32 array"""
 
     def generate(context, builder, signature, arguments):
-        place = _place(context, builder, signature.args[0], *arguments[:2], _INTS_IR)
+        place = pointer_into(context, builder, signature.args[0], *arguments[:2], INTS_IR)
         builder.store(arguments[2], place, align=4)
         return context.get_dummy_value()
 
@@ -59,9 +60,8 @@ def load_signed_bytes(typing_context, array, start):
     """array[start : start + 16] of int8 (or uint8 read as int8), as int32"""
 
     def generate(context, builder, signature, arguments):
-        low = ir.VectorType(_BYTE, LANES)
-        place = _place(context, builder, signature.args[0], *arguments, low)
-        return builder.sext(builder.load(place, align=1), _INTS_IR)
+        place = pointer_into(context, builder, signature.args[0], *arguments, BYTES_IR)
+        return builder.sext(builder.load(place, align=1), INTS_IR)
 
     return INTS(array, types.intp), generate
 
@@ -71,9 +71,8 @@ def load_halves(typing_context, array, start):
     """array[start : start + 16] of a contiguous uint16 array, as int32"""
 
     def generate(context, builder, signature, arguments):
-        low = ir.VectorType(ir.IntType(16), LANES)
-        place = _place(context, builder, signature.args[0], *arguments, low)
-        return builder.zext(builder.load(place, align=2), _INTS_IR)
+        place = pointer_into(context, builder, signature.args[0], *arguments, SHORTS_IR)
+        return builder.zext(builder.load(place, align=2), INTS_IR)
 
     return INTS(array, types.intp), generate
 
@@ -83,10 +82,8 @@ def splat_word(typing_context, array, start):
     """Four bytes from array[start] on, sixteen times, as int32 lanes"""
 
     def generate(context, builder, signature, arguments):
-        place = _place(context, builder, signature.args[0], *arguments, _INT)
-        word = builder.load(place, align=1)
-        one = builder.insert_element(ir.Constant(_INTS_IR, ir.Undefined), word, _INT(0))
-        return builder.shuffle_vector(one, one, ir.Constant(_INTS_IR, [0] * LANES))
+        place = pointer_into(context, builder, signature.args[0], *arguments, INT_IR)
+        return broadcast(builder, builder.load(place, align=1), INTS_IR)
 
     return INTS(array, types.intp), generate
 
@@ -96,7 +93,7 @@ def load_word(typing_context, array, start):
     """Four bytes from array[start] on, as one int32"""
 
     def generate(context, builder, signature, arguments):
-        place = _place(context, builder, signature.args[0], *arguments, _INT)
+        place = pointer_into(context, builder, signature.args[0], *arguments, INT_IR)
         return builder.load(place, align=1)
 
     return types.int32(array, types.intp), generate
@@ -110,8 +107,8 @@ def half_bits(typing_context, array, start):
     """
 
     def generate(context, builder, signature, arguments):
-        place = _place(context, builder, signature.args[0], *arguments, ir.IntType(16))
+        place = pointer_into(context, builder, signature.args[0], *arguments, ir.IntType(16))
         half = builder.bitcast(builder.load(place, align=1), ir.HalfType())
-        return builder.fpext(half, _FLOAT)
+        return builder.fpext(half, FLOAT_IR)
 
     return types.float32(array, types.intp), generate

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import llvmlite.binding as llvm
 from llvmlite import ir
-from numba.core import cgutils
 from numba.extending import intrinsic
 
-from labkit.kernels.cpu.vectors import _has
 from labkit.quantize.lanes import FLOATS, INTS, LANES
+from labkit.quantize.lanes_ir import FLOATS_IR, INTS_IR, call
+from labkit.quantize.processor import has
 
-HAS_PAIRS = _has("avx512bf16") and _has("avx512bw")
+HAS_PAIRS = has("avx512bf16") and has("avx512bw")
 
 
 class _BFloat16(ir.HalfType):
@@ -33,16 +33,9 @@ class _BFloat16(ir.HalfType):
         return "bfloat"
 
 
-_INTS_IR = ir.VectorType(ir.IntType(32), LANES)
-_FLOATS_IR = ir.VectorType(ir.FloatType(), LANES)
 _SHORTS_IR = ir.VectorType(ir.IntType(16), 2 * LANES)
 # From LLVM 16 on the instruction takes bfloat16, before that words of two.
-_PAIRS_IR = ir.VectorType(_BFloat16(), 2 * LANES) if llvm.llvm_version_info >= (16,) else _INTS_IR
-
-
-def _call(builder, name, result, arguments):
-    shape = ir.FunctionType(result, [value.type for value in arguments])
-    return builder.call(cgutils.get_or_insert_function(builder.module, shape, name), arguments)
+_PAIRS_IR = ir.VectorType(_BFloat16(), 2 * LANES) if llvm.llvm_version_info >= (16,) else INTS_IR
 
 
 @intrinsic
@@ -52,7 +45,7 @@ def pair_dot(typing_context, total, x, y):
     def generate(context, builder, signature, arguments):
         total, *sides = arguments
         sides = [builder.bitcast(side, _PAIRS_IR) for side in sides]
-        return _call(builder, "llvm.x86.avx512bf16.dpbf16ps.512", _FLOATS_IR, [total, *sides])
+        return call(builder, "llvm.x86.avx512bf16.dpbf16ps.512", FLOATS_IR, [total, *sides])
 
     return FLOATS(FLOATS, INTS, INTS), generate
 
@@ -63,7 +56,7 @@ def look_up_pairs(typing_context, table, index):
 
     def generate(context, builder, signature, arguments):
         sides = [builder.bitcast(side, _SHORTS_IR) for side in arguments]
-        found = _call(builder, "llvm.x86.avx512.permvar.hi.512", _SHORTS_IR, sides)
-        return builder.bitcast(found, _INTS_IR)
+        found = call(builder, "llvm.x86.avx512.permvar.hi.512", _SHORTS_IR, sides)
+        return builder.bitcast(found, INTS_IR)
 
     return INTS(INTS, INTS), generate

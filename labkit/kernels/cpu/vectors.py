@@ -13,44 +13,32 @@ a time). Integers are exact and a look-up does not round, so the results are the
 from __future__ import annotations
 
 import llvmlite.binding as llvm
-import numba
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import types
 from numba.extending import intrinsic
 
 from labkit.quantize.lanes import FLOATS, INTS, LANES
+from labkit.quantize.lanes_ir import (
+    FLOAT_IR,
+    FLOATS_IR,
+    HALVES_IR,
+    INT_IR,
+    INTS_IR,
+    SHORTS_IR,
+    call,
+    constant_ints,
+)
+from labkit.quantize.processor import has
 
-_FLOAT, _INT, _BYTE = ir.FloatType(), ir.IntType(32), ir.IntType(8)
-_FLOATS_IR = ir.VectorType(_FLOAT, LANES)
-_INTS_IR = ir.VectorType(_INT, LANES)
-_BYTES_IR = ir.VectorType(_BYTE, 4 * LANES)
-_HALVES_IR = ir.VectorType(ir.HalfType(), LANES)
+_FOURS_IR = ir.VectorType(ir.IntType(8), 4 * LANES)  # four bytes in each lane
 
-
-def _has(feature: str) -> bool:
-    # Someone who compiles for another processor (NUMBA_CPU_FEATURES) means that one.
-    chosen = numba.config.CPU_FEATURES
-    if chosen is not None:
-        return f"+{feature}" in chosen.split(",")
-    return bool(llvm.get_host_cpu_features().get(feature, False))
-
-
-HAS_PERMUTE = _has("avx512f")
-HAS_SHORT_PERMUTE = _has("avx2")
-HAS_BYTE_DOT = _has("avx512vnni")
-HAS_HALF = _has("f16c")
+HAS_PERMUTE = has("avx512f")
+HAS_SHORT_PERMUTE = has("avx2")
+HAS_BYTE_DOT = has("avx512vnni")
+HAS_HALF = has("f16c")
 
 # From LLVM 22 on this instruction takes bytes.
 _BYTES_IN_DOT = llvm.llvm_version_info >= (22,)
-
-
-def _constant(number: int) -> ir.Constant:
-    return ir.Constant(_INTS_IR, [number] * LANES)
-
-
-def _call(builder, name, result, arguments):
-    shape = ir.FunctionType(result, [value.type for value in arguments])
-    return builder.call(cgutils.get_or_insert_function(builder.module, shape, name), arguments)
 
 
 @intrinsic
@@ -58,10 +46,10 @@ def quarters(typing_context, a, b, c, d):
     """Four int32, each in four lanes of its own."""
 
     def generate(context, builder, signature, arguments):
-        four = ir.Constant(ir.VectorType(_INT, 4), ir.Undefined)
+        four = ir.Constant(ir.VectorType(INT_IR, 4), ir.Undefined)
         for lane, value in enumerate(arguments):
-            four = builder.insert_element(four, value, _INT(lane))
-        lanes = ir.Constant(_INTS_IR, [lane // 4 for lane in range(LANES)])
+            four = builder.insert_element(four, value, INT_IR(lane))
+        lanes = constant_ints([lane // 4 for lane in range(LANES)])
         return builder.shuffle_vector(four, four, lanes)
 
     return INTS(types.int32, types.int32, types.int32, types.int32), generate
@@ -69,32 +57,30 @@ def quarters(typing_context, a, b, c, d):
 
 def _two_permutes(builder, table, index):
     """Eight lanes at a time: both halves of the table are looked up, and bit 3 says which holds."""
-    kind, places = ir.VectorType(_FLOAT, 8), ir.VectorType(_INT, 8)
+    kind, places = ir.VectorType(FLOAT_IR, 8), ir.VectorType(INT_IR, 8)
     found = []
     low, high = _half(builder, table, 0), _half(builder, table, 8)
     for first in (0, 8):
         lanes = _half(builder, index, first)
-        shape, name = ir.FunctionType(kind, [kind, places]), "llvm.x86.avx2.permps"
-        function = cgutils.get_or_insert_function(builder.module, shape, name)
-        below, above = builder.call(function, [low, lanes]), builder.call(function, [high, lanes])
+        below = call(builder, "llvm.x86.avx2.permps", kind, [low, lanes])
+        above = call(builder, "llvm.x86.avx2.permps", kind, [high, lanes])
         bit = builder.and_(lanes, ir.Constant(places, [8] * 8))
         second = builder.icmp_unsigned("!=", bit, ir.Constant(places, [0] * 8))
         found.append(builder.select(second, above, below))
-    return builder.shuffle_vector(*found, ir.Constant(_INTS_IR, list(range(LANES))))
+    return builder.shuffle_vector(*found, constant_ints(range(LANES)))
 
 
 def _half(builder, vector, first):
-    lanes = ir.Constant(ir.VectorType(_INT, 8), list(range(first, first + 8)))
+    lanes = ir.Constant(ir.VectorType(INT_IR, 8), list(range(first, first + 8)))
     return builder.shuffle_vector(vector, vector, lanes)
 
 
 def _choices(builder, table, index):
     """By the bits of the index, the lowest first: sixteen levels, then eight, four, two, one."""
-    lanes = [ir.Constant(_INTS_IR, [level] * LANES) for level in range(LANES)]
-    left = [builder.shuffle_vector(table, table, lane) for lane in lanes]
+    left = [builder.shuffle_vector(table, table, constant_ints(level)) for level in range(LANES)]
     for bit in range(4):
-        here = builder.and_(index, _constant(1 << bit))
-        odd = builder.icmp_unsigned("!=", here, _constant(0))
+        here = builder.and_(index, constant_ints(1 << bit))
+        odd = builder.icmp_unsigned("!=", here, constant_ints(0))
         pairs = zip(left[::2], left[1::2], strict=True)
         left = [builder.select(odd, second, first) for first, second in pairs]
     return left[0]
@@ -106,7 +92,7 @@ def look_up(typing_context, table, index):
 
     def generate(context, builder, signature, arguments):
         if HAS_PERMUTE:
-            return _call(builder, "llvm.x86.avx512.permvar.sf.512", _FLOATS_IR, arguments)
+            return call(builder, "llvm.x86.avx512.permvar.sf.512", FLOATS_IR, arguments)
         if HAS_SHORT_PERMUTE:
             return _two_permutes(builder, *arguments)
         return _choices(builder, *arguments)
@@ -119,7 +105,7 @@ def multiply_add(typing_context, x, y, total):
     """x * y + total, rounded once where the processor can."""
 
     def generate(context, builder, signature, arguments):
-        return _call(builder, f"llvm.fmuladd.v{LANES}f32", _FLOATS_IR, arguments)
+        return call(builder, f"llvm.fmuladd.v{LANES}f32", FLOATS_IR, arguments)
 
     return FLOATS(FLOATS, FLOATS, FLOATS), generate
 
@@ -132,13 +118,13 @@ def byte_dot(typing_context, total, unsigned, signed):
         total, left, right = arguments
         if HAS_BYTE_DOT:
             if _BYTES_IN_DOT:
-                left, right = (builder.bitcast(side, _BYTES_IR) for side in (left, right))
+                left, right = (builder.bitcast(side, _FOURS_IR) for side in (left, right))
             operands = [total, left, right]
-            return _call(builder, "llvm.x86.avx512.vpdpbusd.512", _INTS_IR, operands)
+            return call(builder, "llvm.x86.avx512.vpdpbusd.512", INTS_IR, operands)
         for byte in range(4):
-            one = builder.and_(builder.lshr(left, _constant(8 * byte)), _constant(255))
-            top = builder.shl(right, _constant(24 - 8 * byte))
-            other = builder.ashr(top, _constant(24))
+            one = builder.and_(builder.lshr(left, constant_ints(8 * byte)), constant_ints(255))
+            top = builder.shl(right, constant_ints(24 - 8 * byte))
+            other = builder.ashr(top, constant_ints(24))
             total = builder.add(total, builder.mul(one, other))
         return total
 
@@ -151,7 +137,7 @@ def _split(first: int, period: int, meaning: str):
     def typed(typing_context, below, above):
         def generate(context, builder, signature, arguments):
             mask = [lane if lane % period < first else lane + LANES for lane in range(LANES)]
-            return builder.shuffle_vector(*arguments, ir.Constant(_INTS_IR, mask))
+            return builder.shuffle_vector(*arguments, constant_ints(mask))
 
         return FLOATS(FLOATS, FLOATS), generate
 
@@ -177,21 +163,21 @@ def half_lanes(typing_context, bits):
     """The float16 in the low 16 bits of each lane, as float32."""
 
     def generate(context, builder, signature, arguments):
-        low = builder.and_(arguments[0], _constant(0xFFFF))
+        low = builder.and_(arguments[0], constant_ints(0xFFFF))
         if HAS_HALF:
-            shorts = builder.trunc(low, ir.VectorType(ir.IntType(16), LANES))
-            return builder.fpext(builder.bitcast(shorts, _HALVES_IR), _FLOATS_IR)
+            shorts = builder.trunc(low, SHORTS_IR)
+            return builder.fpext(builder.bitcast(shorts, HALVES_IR), FLOATS_IR)
         # The product moves the exponent, and makes a normal number of a subnormal one; what stands
         # for infinity and NaN has to stay the largest exponent.
-        rest = builder.and_(low, _constant(0x7FFF))
-        moved = builder.bitcast(builder.shl(rest, _constant(13)), _FLOATS_IR)
-        up = ir.Constant(_FLOATS_IR, [2.0**112] * LANES)
-        value = builder.bitcast(builder.fmul(moved, up), _INTS_IR)
-        special = builder.icmp_signed(">=", rest, _constant(0x7C00))
-        top = builder.or_(value, _constant(0x7F800000))
+        rest = builder.and_(low, constant_ints(0x7FFF))
+        moved = builder.bitcast(builder.shl(rest, constant_ints(13)), FLOATS_IR)
+        up = ir.Constant(FLOATS_IR, [2.0**112] * LANES)
+        value = builder.bitcast(builder.fmul(moved, up), INTS_IR)
+        special = builder.icmp_signed(">=", rest, constant_ints(0x7C00))
+        top = builder.or_(value, constant_ints(0x7F800000))
         value = builder.select(special, top, value)
-        sign = builder.shl(builder.and_(low, _constant(0x8000)), _constant(16))
-        return builder.bitcast(builder.or_(value, sign), _FLOATS_IR)
+        sign = builder.shl(builder.and_(low, constant_ints(0x8000)), constant_ints(16))
+        return builder.bitcast(builder.or_(value, sign), FLOATS_IR)
 
     return FLOATS(INTS), generate
 
@@ -201,7 +187,7 @@ def as_floats(typing_context, bits):
     """The float32 that have these bits."""
 
     def generate(context, builder, signature, arguments):
-        return builder.bitcast(arguments[0], _FLOATS_IR)
+        return builder.bitcast(arguments[0], FLOATS_IR)
 
     return FLOATS(INTS), generate
 
@@ -210,10 +196,10 @@ def _fold(builder, vector, add):
     """Lane l + 8 to lane l, then 4, 2, 1: the same order everywhere."""
     width = LANES // 2
     while width:
-        places = ir.Constant(_INTS_IR, [(lane + width) % LANES for lane in range(LANES)])
+        places = constant_ints([(lane + width) % LANES for lane in range(LANES)])
         vector = add(vector, builder.shuffle_vector(vector, vector, places))
         width //= 2
-    return builder.extract_element(vector, _INT(0))
+    return builder.extract_element(vector, INT_IR(0))
 
 
 @intrinsic

@@ -14,13 +14,12 @@ from collections.abc import Callable
 from queue import SimpleQueue
 
 import numpy as np
-from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import types
 from numba.extending import intrinsic
 
 from labkit.kernels.cpu.parallel import compiled
+from labkit.quantize.lanes_ir import INT_IR, call
 
-_LONG, _INT = ir.IntType(64), ir.IntType(32)
 _PATIENCE = 20_000  # looks at the counter, about a tenth of a millisecond, before giving way
 _ARRIVED, _ROUND = 0, 8  # a cache line each
 
@@ -62,8 +61,7 @@ def _give_way(typing_context):
 
     def generate(context, builder, signature, arguments):
         if os.name == "posix":
-            shape = ir.FunctionType(_INT, [])
-            builder.call(cgutils.get_or_insert_function(builder.module, shape, "sched_yield"), [])
+            call(builder, "sched_yield", INT_IR, [])
         return context.get_dummy_value()
 
     return types.void(), generate
