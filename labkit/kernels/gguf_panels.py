@@ -5,9 +5,8 @@
 
 A word is four bytes. What remains of a block that is no multiple of four (its float16 scale) is
 two bytes of each row, and stands before the words, or behind them, as in the file. Q6_K's words are
-put into the order in which they are used, so that memory is read from one end to the other: with
-jumps inside of each block it takes more than twice as long. No byte changes, they only move:
-`blocks()` gives the file's bytes back.
+put into the order in which they are used, so that memory is read from one end to the other, without
+jumps inside of each block. No byte changes, they only move: `blocks()` gives the file's bytes back.
 
 With a row in each lane, the four bytes of x that a word meets are the same for all lanes; a sum
 over columns stays in its lane until the row is done, and sixteen scales are applied at once.
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from labkit.core.errors import SchemeError, ShapeError
+from labkit.core.huge_pages import empty_bytes
 from labkit.kernels import checks
 from labkit.quantize import gguf
 from labkit.quantize.gguf_types import block_type
@@ -49,7 +49,6 @@ def _words_of_q6_k() -> np.ndarray:
 
 _ORDER = {"Q6_K": _words_of_q6_k()}
 _AT_A_TIME = 64  # panels that are interleaved at a time
-_LINE = 64  # bytes
 _UNIT = {2: np.uint16, 4: np.uint32}
 _WHERE = "GgufPanels"
 
@@ -111,16 +110,16 @@ class GgufPanels:
                 f"Expected [out, bytes], a multiple of {kind.nbytes} bytes.",
             )
         rows, count = len(blocks), blocks.shape[1] // kind.nbytes
-        data = _lines((-(-rows // ROWS), count, ROWS * kind.nbytes))
+        data = empty_bytes(-(-rows // ROWS), count, ROWS * kind.nbytes)
         source = blocks.numpy() if isinstance(blocks, Tensor) else blocks
         step = _AT_A_TIME * ROWS  # no second copy of the weight
         for first in range(0, rows, step):
             last = min(first + step, rows)
             part = source[first:last] if order is None else source[order[first:last]]
             part = np.pad(part, ((0, -len(part) % ROWS), (0, 0)))
-            out = data[first // ROWS : -(-last // ROWS)]
+            out = data[first // ROWS : -(-last // ROWS)].numpy()
             _interleave(part.reshape(-1, ROWS, count, kind.nbytes), type_name, out)
-        return cls(torch.from_numpy(data), type_name, torch.Size((rows, count * kind.weights)))
+        return cls(data, type_name, torch.Size((rows, count * kind.weights)))
 
     @property
     def nbytes(self) -> int:
@@ -157,17 +156,6 @@ class GgufPanels:
     def dequantize(self) -> Tensor:
         """Return the float32 weight [out, in]."""
         return torch.from_numpy(gguf.dequantize(self.blocks().numpy(), self.type_name))
-
-
-def _lines(shape: tuple[int, ...]) -> np.ndarray:
-    """Memory that begins with a cache line, so that a register's 64 bytes are in one and not two.
-
-    NumPy asks for huge pages, PyTorch's own memory is on small ones.
-    """
-    size = int(np.prod(shape))
-    memory = np.empty(size + _LINE, np.uint8)
-    first = -memory.ctypes.data % _LINE
-    return memory[first : first + size].reshape(shape)
 
 
 def _cuts(type_name: str) -> list[tuple[int, int, int]]:

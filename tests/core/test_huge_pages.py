@@ -19,3 +19,11 @@ def test_a_copy_is_the_same_in_other_memory(dtype):
 
 def test_empty_bytes_has_its_shape():
     assert empty_bytes(3, 0, 2).shape == (3, 0, 2) and empty_bytes(4).dtype == torch.uint8
+
+
+@pytest.mark.parametrize("size", [1, 1000, 5 * 2**20])
+def test_empty_bytes_begins_with_a_cache_line(size):
+    memory = empty_bytes(size, 3)
+    assert memory.data_ptr() % 64 == 0 and memory.is_contiguous()
+    memory.fill_(7)
+    assert int(memory.sum(dtype=torch.int64)) == 21 * size
