@@ -12,7 +12,7 @@ import torch
 
 from labkit.core.errors import SchemeError
 
-_imported = cache(import_module)  # found at once: a product may take a tenth of a millisecond
+_imported = cache(import_module)  # found at once: small products are short
 Implementation = Literal["reference", "cpu", "gpu"]
 NAMES = ("reference", "cpu", "gpu")
 

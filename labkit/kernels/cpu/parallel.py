@@ -85,9 +85,9 @@ _STARTED: list[bool] = []
 def run(kernel: Callable, count: int, *arguments):
     """kernel(*arguments, count), a kernel that is `shared`, with ``count`` threads.
 
-    Between two weights nothing of Python stays in the cache, and each of its steps takes three
-    times as long as by itself: so `at_most` is left out where Numba has that number already. When
-    Numba is asked for the first time it starts its threads, which changes torch's number.
+    Between two weights nothing of Python stays in the cache, and each of its steps takes longer
+    than by itself: so `at_most` is left out where Numba has that number already. When Numba is
+    asked for the first time it starts its threads, which changes torch's number.
     """
     if count == 1 or (_STARTED and numba.get_num_threads() == count):
         return kernel(*arguments, count)

@@ -1,9 +1,9 @@
 """Threads that work through one compiled function together, and wait for each other within it.
 
-A token passes some hundred and fifty points where all threads must have finished before any goes
-on. A parallel loop costs tens of microseconds at each; a counter in memory that all watch costs
-less than one. Only threads that really run side by side may wait for each other like that, so they
-are threads of their own and not those of a loop's pool, which may be fewer than was asked for.
+A token passes nine points in every layer where all threads must have finished before any goes on.
+A parallel loop wakes its threads anew at each; a counter in memory that all watch costs far less.
+Only threads that really run side by side may wait for each other like that, so they are threads of
+their own and not those of a loop's pool, which may be fewer than was asked for.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numba.extending import intrinsic
 from labkit.kernels.cpu.parallel import compiled
 from labkit.quantize.lanes_ir import INT_IR, call
 
-_PATIENCE = 20_000  # looks at the counter, about a tenth of a millisecond, before giving way
+_PATIENCE = 20_000  # looks at the counter before giving way
 _ARRIVED, _ROUND = 0, 8  # a cache line each
 
 
