@@ -18,7 +18,7 @@ PYTHON_311 ?= $(shell for p in python3.11 $(PYTHON); do \
 MAKING := pyproject.toml labkit/environment/create.py labkit/environment/llama_cpp.cmake
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test test-slow test-peers lint notebooks card-env peers clean \
+.PHONY: help setup lab test test-slow test-peers test-long lint notebooks card-env peers clean \
 	gptqmodel-env llmcompressor-env
 
 help: ## this list
@@ -58,6 +58,10 @@ test-slow: setup ## ten million weights a type, a hundred thousand damaged files
 
 test-peers: setup peers ## our methods and formats against the real libraries
 	$(PY) -m pytest $(call marked,peers) -m peers -n $(JOBS) --dist loadgroup
+
+test-long: setup peers ## both of these at once: no processor waits for the end of the first
+	$(PY) -m pytest $(sort $(call marked,slow) $(call marked,peers)) -m "slow or peers" \
+		-n $(JOBS) --dist loadgroup
 
 lint: setup ## ruff, mypy on labkit/core, the rules of the notebooks
 	$(PY) -m ruff check .
