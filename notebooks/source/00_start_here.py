@@ -153,7 +153,7 @@ from rich.console import Console
 
 from labkit.evaluate.score_table import score_table
 
-effort = Effort(tokens=2048, questions=32)
+effort = Effort(tokens=1024, questions=16)
 rows = [row for _, row in score(model, tokenizer, rtn_entries(), effort)]
 Console(width=118, force_jupyter=False).print(score_table(rows, "Round-to-nearest"))
 
