@@ -107,7 +107,7 @@ def test_quantization_matters(loaded):
     """What the course is built on: 8 bits a row are harmless, 4 bits a matrix are not."""
     wanted = {"FP32", "RTN int8 sym channel", "RTN int4 sym tensor", "RTN int2 sym channel"}
     chosen = [entry for entry in rtn_entries() if entry.label in wanted]
-    rows = {e.label: row for e, row in score(*loaded, chosen, Effort(2048, 256, 50))}
+    rows = {e.label: row for e, row in score(*loaded, chosen, Effort(2048, 256, questions=1))}
     mean = {label: sum(row.perplexity.values()) for label, row in rows.items()}
     assert mean["RTN int8 sym channel"] < 1.01 * mean["FP32"]
     assert mean["RTN int4 sym tensor"] > 1.05 * mean["FP32"]
