@@ -16,7 +16,7 @@ from labkit.models.methods.awq import Awq
 
 
 def rows(effort: Effort) -> Iterator[BenchRow]:
-    """One row: the whole model on 32 sequences (quick: its first block on 4).
+    """One row: the whole model on 32 sequences (quick: its first block on 2).
 
     Each side is timed once however many rounds are asked for: theirs takes minutes.
 

@@ -17,9 +17,8 @@ from typing import Protocol
 import numpy as np
 
 from labkit.bench import random_gguf
-from labkit.bench.kernel_peers import named
 from labkit.bench.random_gguf import LlamaShape
-from labkit.bench.rows import BenchRow, Effort
+from labkit.bench.rows import BenchRow, Effort, named
 from labkit.core.errors import PeerMissingError
 from labkit.models.decode import decode
 from labkit.models.decoder import decoder_from_gguf

@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 
 import numpy as np
 
+from labkit.bench.rows import named
 from labkit.core.errors import SchemeError
 from labkit.peers import ggml
 from labkit.quantize import gguf
@@ -59,7 +59,7 @@ class GgufRow:
     @property
     def peer(self) -> str:
         """Whose ggml it is."""
-        return f"ggml of llama-cpp-python {version('llama_cpp_python')}"
+        return f"ggml of {named('llama-cpp-python')}"
 
     @property
     def ratio(self) -> float:

@@ -1,12 +1,13 @@
-"""The real libraries' kernels on a GPU: torch, torchao, bitsandbytes; and a copy of plain bytes."""
+"""What only a GPU has: torch's and torchao's kernels for one, and a copy of plain bytes."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from labkit.bench.kernel_peers import GROUP, named
-from labkit.bench.race import Call, Contestant
+from labkit.bench.products import GROUP, exact
+from labkit.bench.race import Contestant, copies
+from labkit.bench.rows import named
 from labkit.core.errors import PeerMissingError
 from labkit.core.float8_tensor import FP8_MAX, Float8Tensor, to_float8
 
@@ -30,16 +31,15 @@ def copying(nbytes: int, device: torch.device, buffer: int) -> Contestant:
     )
 
 
-def matmul(weight: Tensor, x: Tensor, copies: int) -> Contestant:
+def matmul(weight: Tensor, x: Tensor, count: int) -> Contestant:
     """torch's product with the weight [out, in] in x's dtype."""
     dense = weight.to(x.dtype)
-    exact = x.double() @ dense.double().T
-    packs = [dense.clone() for _ in range(copies)]
     name = named("torch", f"{str(x.dtype).removeprefix('torch.')} matmul")
-    return Contestant(name, [lambda w=w: x @ w.T for w in packs], exact)
+    calls = [lambda w=w: x @ w.T for w in copies(dense, count)]
+    return Contestant(name, calls, exact(x, dense))
 
 
-def torchao_int4(weight: Tensor, copies: int) -> list[nn.Module]:
+def torchao_int4(weight: Tensor, count: int) -> list[nn.Module]:
     """Linear layers of torchao's int4 weight-only, in groups of 128, packed for torch's kernel.
 
     Raises PeerMissingError where it is not installed, or does not run on this device.
@@ -49,7 +49,7 @@ def torchao_int4(weight: Tensor, copies: int) -> list[nn.Module]:
 
         config = Int4WeightOnlyConfig(GROUP, int4_packing_format="tile_packed_to_4d")
         layers = []
-        for _ in range(copies):
+        for _ in range(count):
             layer = nn.Linear(weight.shape[1], weight.shape[0], False, weight.device, weight.dtype)
             layer.requires_grad_(False).weight.copy_(weight)
             quantize_(layer, config)
@@ -64,31 +64,7 @@ def torchao_int4(weight: Tensor, copies: int) -> list[nn.Module]:
     return layers
 
 
-def bitsandbytes_nf4(weight: Tensor, x: Tensor, copies: int) -> Contestant:
-    """bitsandbytes' gemv_4bit on an NF4 weight in blocks of 64. x: one token."""
-    import bitsandbytes.functional as bnb
-
-    packed, state = bnb.quantize_4bit(weight, blocksize=64, quant_type="nf4")
-    exact = x.double() @ bnb.dequantize_4bit(packed, state).double().T
-    if x.device.type == "cpu" and bnb.has_avx512bf16():
-        packed, state = bnb._convert_weight_packed_for_cpu(packed, state)
-    packs = [packed.clone() for _ in range(copies)]
-    calls: list[Call] = [lambda p=p: bnb.gemv_4bit(x, p, state=state) for p in packs]
-    return Contestant(named("bitsandbytes", "gemv_4bit"), calls, exact)
-
-
-def int_mm(codes: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor) -> Contestant:
-    """torch._int_mm of int8 codes [tokens, in] and [out, in], scaled afterwards."""
-    exact = (codes.double() * scale) @ (weight.double() * weight_scale).T
-    row, other = weight_scale.reshape(1, -1), weight.T
-    return Contestant(
-        named("torch", "_int_mm, scaled"),
-        [lambda: torch._int_mm(codes, other).float() * (scale * row)],
-        exact,
-    )
-
-
-def scaled_mm(weight: Float8Tensor, x: Tensor, copies: int) -> Contestant:
+def scaled_mm(weight: Float8Tensor, x: Tensor, count: int) -> Contestant:
     """torch._scaled_mm: x is rounded to FP8, too, beforehand; one scale each.
 
     Raises PeerMissingError on a card that has no FP8.
@@ -100,11 +76,10 @@ def scaled_mm(weight: Float8Tensor, x: Tensor, copies: int) -> Contestant:
         )
     step = x.abs().amax().float() / FP8_MAX
     codes, scale = to_float8(x.float() / step), weight.scale.float().reshape(())
-    exact = (codes.double() * step.double()) @ weight.dequantize().double().T
-    packs = [weight.codes.clone() for _ in range(copies)]
+    packs = copies(weight.codes, count)
     return Contestant(
         named("torch", "_scaled_mm"),
         [lambda w=w: torch._scaled_mm(codes, w.T, step, scale, out_dtype=x.dtype) for w in packs],
-        exact,
+        exact(codes.double() * step.double(), weight.dequantize()),
         "x in FP8, too",
     )

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from labkit.bench import devices, gpu_peers
-from labkit.bench.kernel_peers import GROUP, named
+from labkit.bench import devices, gpu_peers, kernel_peers
+from labkit.bench.products import BLOCK, GROUP, INT4, INT8, QUICK_INT8, SHAPES, exact, sizes
 from labkit.bench.race import Contestant, race
-from labkit.bench.rows import BenchRow, Effort
+from labkit.bench.rows import BenchRow, Effort, named
 from labkit.core.errors import PeerMissingError
 from labkit.core.float8_tensor import Float8Tensor
 from labkit.core.scheme import QuantScheme
@@ -30,9 +30,8 @@ from labkit.kernels import (
 )
 from labkit.quantize import nf4, rtn
 
-SHAPES, QUICK_SHAPES = ((4096, 4096), (11008, 4096)), ((4096, 4096),)
+QUICK_SHAPES = ((4096, 4096),)
 TOKENS = (1, 2, 4, 8, 16)
-INT8, QUICK_INT8 = (512, 4096), (64, 1024)  # tokens, and both sides of the weight
 BUFFER = {"cuda": 2**30, "cpu": 2**20}
 DTYPE = torch.bfloat16
 
@@ -44,29 +43,26 @@ def rows(effort: Effort, device: str) -> Rows:
 
     Raises SchemeError where there is no such device.
     """
-    place = devices.found(device)
+    bench = _Bench(devices.found(device), effort)
     torch.manual_seed(0)
     for shape in QUICK_SHAPES if effort.quick else SHAPES:
         weight = torch.randn(shape) * 0.02
-        bench = _Bench(place, effort, f"{shape[0]} x {shape[1]}")
         yield from bench.int4(weight)
         yield from bench.nf4(weight)
         yield from bench.fp8(weight)
     tokens, size = QUICK_INT8 if effort.quick else INT8
-    bench = _Bench(place, effort, f"{size} x {size}, {tokens} tokens")
     yield from bench.int8(torch.randn(size, size), torch.randn(tokens, size))
 
 
 class _Bench:
-    """Rows of one shape on one device."""
+    """Rows on one device."""
 
-    def __init__(self, device: torch.device, effort: Effort, shape: str) -> None:
-        self._device, self._effort, self._shape = device, effort, shape
+    def __init__(self, device: torch.device, effort: Effort) -> None:
+        self._device, self._effort = device, effort
 
     def int4(self, weight: Tensor) -> Rows:
         """W4A16 beside torch's product in 16 bits and torchao's; one token beside the bandwidth."""
-        scheme = QuantScheme(4, True, "group", GROUP, narrow_range=False)
-        quantized = rtn.quantize(weight, scheme)
+        quantized = rtn.quantize(weight, INT4)
         packed = Int4Weight.from_quantized(quantized)
         dense = quantized.dequantize().to(self._device)
         copies, layers = self._copies(packed), []
@@ -76,49 +72,49 @@ class _Bench:
             yield error
         for tokens in TOKENS:
             x = self._inputs(tokens, weight)
-            exact = x.double() @ dense.double().T
             calls = [lambda w=w, x=x: int4_linear(x, w, implementation="gpu") for w in copies]
+            ours = Contestant("", calls, exact(x, dense))
             peers = [gpu_peers.matmul(dense, x, self._count(2 * weight.numel()))]
             if layers:
                 theirs = [lambda m=m, x=x: m(x) for m in layers]
                 peers.append(Contestant(named("torchao", "int4 weight-only"), theirs, None))
-            words = f"{tokens} token{'s' * (tokens > 1)}"
-            what = f"W4A16 group {GROUP}, {self._shape}, {words}"
-            yield from self._race(what, Contestant("", calls, exact), peers, packed.nbytes, tokens)
+            what = f"W4A16 group {GROUP}, {sizes(weight, tokens)}"
+            yield from self._race(what, ours, peers, packed.nbytes, tokens)
 
     def nf4(self, weight: Tensor) -> Rows:
         """NF4 beside bitsandbytes."""
-        quantized = nf4.quantize(weight, block_size=64)
+        quantized = nf4.quantize(weight, block_size=BLOCK)
         x, copies = self._inputs(1, weight), self._copies(quantized)
-        exact = x.double() @ quantized.dequantize().to(self._device).double().T
         calls = [lambda w=w: codebook_linear(x, w, implementation="gpu") for w in copies]
-        peers = [gpu_peers.bitsandbytes_nf4(weight.to(self._device, DTYPE), x, len(copies))]
-        what = f"NF4 block 64, {self._shape}, 1 token"
-        yield from self._race(what, Contestant("", calls, exact), peers, quantized.nbytes)
+        ours = Contestant("", calls, exact(x, quantized.dequantize().to(self._device)))
+        theirs = weight.to(self._device, DTYPE)
+        peers = [kernel_peers.bitsandbytes_nf4(theirs, x, len(copies), "gemv_4bit")]
+        what = f"NF4 block {BLOCK}, {sizes(weight, 1)}"
+        yield from self._race(what, ours, peers, quantized.nbytes)
 
     def fp8(self, weight: Tensor) -> Rows:
         """FP8 weights beside torch's product, where the card has one."""
         quantized = Float8Tensor.quantize(weight, "tensor")
         x, copies = self._inputs(1, weight), self._copies(quantized)
-        exact = x.double() @ quantized.dequantize().to(self._device).double().T
         calls = [lambda w=w: fp8_linear(x, w, implementation="gpu") for w in copies]
+        ours = Contestant("", calls, exact(x, quantized.dequantize().to(self._device)))
         peers = []
         try:
             peers.append(gpu_peers.scaled_mm(copies[0], x, len(copies)))
         except PeerMissingError as error:
             yield error
-        what = f"FP8, {self._shape}, 1 token"
-        yield from self._race(what, Contestant("", calls, exact), peers, quantized.nbytes)
+        yield from self._race(f"FP8, {sizes(weight, 1)}", ours, peers, quantized.nbytes)
 
     def int8(self, weight: Tensor, x: Tensor) -> Rows:
         """W8A8 beside torch._int_mm."""
         quantized = rtn.quantize(weight, QuantScheme(8)).to(self._device)
         codes, scale = quantize_tokens(x.to(self._device), implementation="gpu")
         packed = Int8Weight.from_quantized(quantized)
-        peer = gpu_peers.int_mm(codes, scale, quantized.codes, quantized.scale)
+        peer = kernel_peers.int_mm(codes, scale, quantized)
         call = lambda: int8_linear(codes, scale, packed, implementation="gpu")  # noqa: E731
         ours = Contestant("", [call], peer.exact)
-        yield from self._race(f"W8A8, {self._shape}", ours, [peer], packed.nbytes, len(x))
+        what = f"W8A8, {sizes(weight, len(x))}"
+        yield from self._race(what, ours, [peer], packed.nbytes, len(x))
 
     def _race(
         self, what: str, ours: Contestant, peers: list[Contestant], nbytes: int, tokens: int = 1

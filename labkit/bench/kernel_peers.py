@@ -2,52 +2,63 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from labkit.bench.race import Call
-from labkit.core.huge_pages import copied
+from labkit.bench.products import BLOCK, GROUP, exact
+from labkit.bench.race import Call, Contestant, copies
+from labkit.bench.rows import named
+from labkit.core.huge_pages import empty_bytes
 from labkit.core.tensor import QuantizedTensor
 from labkit.kernels.cpu.read import STEP, read
 
-GROUP = 128
 
-
-def reading(nbytes: int, copies: int) -> list[Call]:
+def reading(nbytes: int, count: int) -> list[Call]:
     """A vectorised read of as many bytes: nothing that needs them all can be faster."""
     size = max(STEP, nbytes // STEP * STEP)
-    tables = [np.ones(size, np.uint8) for _ in range(copies)]
+    tables = [empty_bytes(size).fill_(1).numpy() for _ in range(count)]
     return [lambda t=t: read(t) for t in tables]
 
 
-def torch_int4(weight: QuantizedTensor, x: Tensor, copies: int) -> list[Call]:
+def torch_int4(weight: QuantizedTensor, x: Tensor, count: int) -> list[Call]:
     """torch._weight_int4pack_mm_for_cpu in x's dtype, symmetric weight in groups."""
     codes = (weight.codes.to(torch.int32) + 8).contiguous()
     packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
     scale = weight.scale.to(x.dtype).T.contiguous()
     both = torch.stack([scale, torch.zeros_like(scale)], dim=2).contiguous()
     run = torch.ops.aten._weight_int4pack_mm_for_cpu
-    packs = [copied(packed) for _ in range(copies)]
+    packs = copies(packed, count)
     return [lambda p=p: run(x, p, GROUP, both) for p in packs]
 
 
-def bitsandbytes_nf4(weight: Tensor, x: Tensor, copies: int) -> list[Call]:
-    """bitsandbytes' gemv_4bit for AVX-512 and bfloat16; other processors dequantize."""
+def bitsandbytes_nf4(weight: Tensor, x: Tensor, count: int, words: str) -> Contestant:
+    """bitsandbytes' gemv_4bit on an NF4 weight; x: one token, in bfloat16.
+
+    On a CPU with AVX512-BF16 it reads an order of its own; on other CPUs it dequantizes.
+    """
     import bitsandbytes.functional as bnb
 
-    packed, state = bnb.quantize_4bit(weight, blocksize=64, quant_type="nf4")
-    if bnb.has_avx512bf16():
+    packed, state = bnb.quantize_4bit(weight, blocksize=BLOCK, quant_type="nf4")
+    found = exact(x, bnb.dequantize_4bit(packed, state))
+    if x.device.type == "cpu" and bnb.has_avx512bf16():
         packed, state = bnb._convert_weight_packed_for_cpu(packed, state)
-    packs = [copied(packed) for _ in range(copies)]
-    half = x.to(torch.bfloat16)
-    return [lambda p=p: bnb.gemv_4bit(half, p, state=state) for p in packs]
+    packs = copies(packed, count)
+    calls: list[Call] = [lambda p=p: bnb.gemv_4bit(x, p, state=state) for p in packs]
+    return Contestant(named("bitsandbytes", words), calls, found)
+
+
+def int_mm(codes: Tensor, scale: Tensor, weight: QuantizedTensor) -> Contestant:
+    """torch._int_mm of int8 codes [tokens, in] with int8 [out, in], scaled afterwards."""
+    found = exact(codes.double() * scale, weight.codes.double() * weight.scale)
+    row, other = weight.scale.reshape(1, -1), weight.codes.T
+    whose = "_int_mm of oneDNN" if codes.device.type == "cpu" else "_int_mm"
+    call: Call = lambda: torch._int_mm(codes, other).float() * (scale * row)  # noqa: E731
+    return Contestant(named("torch", f"{whose}, scaled"), [call], found)
 
 
 def onnx_int4(
-    weight: QuantizedTensor, x: Tensor, copies: int, threads: int, accuracy_level: int
+    weight: QuantizedTensor, x: Tensor, count: int, threads: int, accuracy_level: int
 ) -> list[Call]:
     """ONNX Runtime's MatMulNBits; accuracy level 1 computes in float32, 4 with int8 activations."""
     import onnx
@@ -86,20 +97,20 @@ def onnx_int4(
     data = model.SerializeToString()
     sessions = [
         onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        for _ in range(copies)
+        for _ in range(count)
     ]
     feed = {"x": x.float().numpy()}
     return [lambda s=s: torch.from_numpy(s.run(None, feed)[0]) for s in sessions]
 
 
-def ggml(blocks: np.ndarray, type_name: str, x: Tensor, copies: int, threads: int) -> list[Call]:
+def ggml(blocks: np.ndarray, type_name: str, x: Tensor, count: int, threads: int) -> list[Call]:
     """llama.cpp's product, its repacked form where it has one.
 
     Raises PeerMissingError where llama-cpp-python is not there.
     """
     from labkit.peers.ggml_matmul import MatMul
 
-    products = [MatMul(blocks, type_name, len(x), threads) for _ in range(copies)]
+    products = [MatMul(blocks, type_name, len(x), threads) for _ in range(count)]
 
     def call(product: MatMul) -> Tensor:
         product.compute()
@@ -108,8 +119,3 @@ def ggml(blocks: np.ndarray, type_name: str, x: Tensor, copies: int, threads: in
     for product in products:
         product.set(x.float().numpy())
     return [lambda p=p: call(p) for p in products]
-
-
-def named(package: str, what: str = "") -> str:
-    """ "torch 2.13.0, what it is"."""
-    return f"{package} {version(package)}" + (f", {what}" if what else "")

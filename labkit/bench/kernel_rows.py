@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 
 from labkit.bench import kernel_peers
-from labkit.bench.kernel_peers import named
-from labkit.bench.race import Contestant, race
-from labkit.bench.rows import BenchRow, Effort
+from labkit.bench.products import BLOCK, INT4, INT8, QUICK_INT8, SHAPES, exact, sizes
+from labkit.bench.race import Contestant, copies, race
+from labkit.bench.rows import BenchRow, Effort, named
 from labkit.core.errors import PeerMissingError
 from labkit.core.float8_tensor import Float8Tensor
-from labkit.core.huge_pages import copied
 from labkit.core.scheme import QuantScheme
 from labkit.kernels import (
     CodebookPanels,
@@ -38,14 +37,14 @@ from labkit.kernels import (
 )
 from labkit.quantize import gguf, nf4, rtn
 
-_CACHE = 2**26  # twice the last-level cache of the machines that we know
-_SHAPES, _QUICK_SHAPES = ((4096, 4096), (11008, 4096)), ((1024, 4096),)
+_CACHE = 2**26  # bytes: more than the last-level cache of most processors
+_QUICK_SHAPES = ((1024, 4096),)
 
 
 def rows(effort: Effort) -> Iterator[BenchRow | PeerMissingError]:
     """Yield the rows as they are measured; a peer that is not there in place of its row."""
     torch.manual_seed(0)
-    for shape in _QUICK_SHAPES if effort.quick else _SHAPES:
+    for shape in _QUICK_SHAPES if effort.quick else SHAPES:
         weight = torch.randn(shape) * 0.02
         for tokens in (1,) if effort.quick else (1, 4, 16):
             yield from _int4_rows(weight, tokens, effort)
@@ -53,47 +52,45 @@ def rows(effort: Effort) -> Iterator[BenchRow | PeerMissingError]:
     yield from _int8_rows(effort)
 
 
-def _copies(nbytes: int, effort: Effort) -> int:
+def _count(nbytes: int, effort: Effort) -> int:
     return 2 if effort.quick else max(2, -(-_CACHE // nbytes))
 
 
 def _int4_rows(weight: Tensor, tokens: int, effort: Effort) -> Iterator[BenchRow]:
-    scheme = QuantScheme(4, True, "group", kernel_peers.GROUP, narrow_range=False)
-    quantized = rtn.quantize(weight, scheme)
+    quantized = rtn.quantize(weight, INT4)
     packed = Int4Panels.from_rows(Int4Weight.from_quantized(quantized))
-    count = _copies(packed.nbytes, effort)
-    copies = [replace(packed, codes=copied(packed.codes)) for _ in range(count)]
+    count = _count(packed.nbytes, effort)
+    packs = [replace(packed, codes=codes) for codes in copies(packed.codes, count)]
     x = torch.randn(tokens, weight.shape[1])
     low = x.to(torch.bfloat16)
-    dense = quantized.dequantize().double().T
-    exact, low_exact = x.double() @ dense, low.double() @ dense
-    shape = f"group 128, {_shape(weight)}, {tokens} token{'s' * (tokens > 1)}"
+    found, low_found = (exact(one, quantized.dequantize()) for one in (x, low))
+    shape = f"group {INT4.group_size}, {sizes(weight, tokens)}"
     reading = Contestant("reading the bytes", kernel_peers.reading(packed.nbytes, count), None)
     waiting = [reading] if tokens == 1 else []  # with more tokens the bytes are not what takes time
     torch_low = kernel_peers.torch_int4(quantized, low, count)
-    bfloat16 = Contestant(named("torch", "bfloat16"), torch_low, low_exact)
+    bfloat16 = Contestant(named("torch", "bfloat16"), torch_low, low_found)
 
-    ours = Contestant("", [lambda w=w: int4_linear(low, w) for w in copies], low_exact)
+    ours = Contestant("", [lambda w=w: int4_linear(low, w) for w in packs], low_found)
     what = f"W4A16 bfloat16 {shape}"
     yield from race(what, ours, [bfloat16, *waiting], packed.nbytes, effort.rounds)
 
-    ours = Contestant("", [lambda w=w: int4_linear(x, w) for w in copies], exact)
+    ours = Contestant("", [lambda w=w: int4_linear(x, w) for w in packs], found)
     peers = [
-        Contestant(named("torch", "float32"), kernel_peers.torch_int4(quantized, x, count), exact),
-        _onnx("float32", quantized, x, count, effort.threads, 1, exact),
+        Contestant(named("torch", "float32"), kernel_peers.torch_int4(quantized, x, count), found),
+        _onnx("float32", quantized, x, count, effort.threads, 1, found),
     ]
     what = f"W4A16 float32 {shape}"
     yield from race(what, ours, [*peers, *waiting], packed.nbytes, effort.rounds)
 
-    eight = [lambda w=w: int4_linear(x, w, activation_bits=8) for w in copies]
-    theirs = _onnx("int8 activations", quantized, x, count, effort.threads, 4, exact)
-    ours, peers = Contestant("", eight, exact), [bfloat16, theirs, *waiting]
+    eight = [lambda w=w: int4_linear(x, w, activation_bits=8) for w in packs]
+    theirs = _onnx("int8 activations", quantized, x, count, effort.threads, 4, found)
+    ours, peers = Contestant("", eight, found), [bfloat16, theirs, *waiting]
     yield from race(f"W4A8 {shape}", ours, peers, packed.nbytes, effort.rounds)
 
 
-def _onnx(words, quantized, x, count, threads, level, exact) -> Contestant:
+def _onnx(words, quantized, x, count, threads, level, found) -> Contestant:
     calls = kernel_peers.onnx_int4(quantized, x, count, threads, level)
-    return Contestant(named("onnxruntime", words), calls, exact)
+    return Contestant(named("onnxruntime", words), calls, found)
 
 
 def _format_rows(weight: Tensor, effort: Effort) -> Iterator[BenchRow | PeerMissingError]:
@@ -103,12 +100,12 @@ def _format_rows(weight: Tensor, effort: Effort) -> Iterator[BenchRow | PeerMiss
         yield from _gguf_rows(type_name, weight, x, effort)
     yield from _nf4_rows(weight, x, effort)
     fp8 = Float8Tensor.quantize(weight)
-    count = _copies(fp8.nbytes, effort)
-    copies = [Float8Tensor(copied(fp8.codes), fp8.scale) for _ in range(count)]
-    exact = x.double() @ fp8.dequantize().double().T
-    ours = Contestant("", [lambda w=w: fp8_linear(x, w) for w in copies], exact)
+    count = _count(fp8.nbytes, effort)
+    packs = [Float8Tensor(codes, fp8.scale) for codes in copies(fp8.codes, count)]
+    calls = [lambda w=w: fp8_linear(x, w) for w in packs]
+    ours = Contestant("", calls, exact(x, fp8.dequantize()))
     peers = [Contestant("reading the bytes", kernel_peers.reading(fp8.nbytes, count), None)]
-    yield from race(f"FP8, {_shape(weight)}, 1 token", ours, peers, fp8.nbytes, effort.rounds)
+    yield from race(f"FP8, {sizes(weight, 1)}", ours, peers, fp8.nbytes, effort.rounds)
 
 
 def _gguf_rows(
@@ -116,58 +113,46 @@ def _gguf_rows(
 ) -> Iterator[BenchRow | PeerMissingError]:
     """Panels and 8-bit activations beside llama.cpp, which does alike; then blocks, x as it is."""
     blocks = gguf.quantize(weight, type_name)
-    count = _copies(blocks.nbytes, effort)
-    exact = x.double() @ torch.from_numpy(gguf.dequantize(blocks, type_name)).double().T
+    count = _count(blocks.nbytes, effort)
+    found = exact(x, torch.from_numpy(gguf.dequantize(blocks, type_name)))
     peers = [Contestant("reading the bytes", kernel_peers.reading(blocks.nbytes, count), None)]
     try:
         theirs = kernel_peers.ggml(blocks, type_name, x, count, effort.threads)
-        peers.append(Contestant(named("llama-cpp-python"), theirs, exact, "both: int8 activations"))
+        peers.append(Contestant(named("llama-cpp-python"), theirs, found, "both: int8 activations"))
     except PeerMissingError as error:
         yield error
     panels = [GgufPanels.from_blocks(torch.from_numpy(blocks), type_name) for _ in range(count)]
     calls = [lambda w=w: panel_linear(x, w) for w in panels]
-    what = f"{type_name} panels, {_shape(weight)}, 1 token"
-    yield from race(what, Contestant("", calls, exact), peers, blocks.nbytes, effort.rounds)
-    copies = [torch.from_numpy(blocks.copy()) for _ in range(count)]
-    calls = [lambda b=b: gguf_linear(x, b, type_name) for b in copies]
-    what = f"{type_name} blocks, x in float32, {_shape(weight)}, 1 token"
-    yield from race(what, Contestant("", calls, exact), peers[:1], blocks.nbytes, effort.rounds)
+    what = f"{type_name} panels, {sizes(weight, 1)}"
+    yield from race(what, Contestant("", calls, found), peers, blocks.nbytes, effort.rounds)
+    packs = copies(torch.from_numpy(blocks), count)
+    calls = [lambda b=b: gguf_linear(x, b, type_name) for b in packs]
+    what = f"{type_name} blocks, x in float32, {sizes(weight, 1)}"
+    yield from race(what, Contestant("", calls, found), peers[:1], blocks.nbytes, effort.rounds)
 
 
 def _nf4_rows(weight: Tensor, x: Tensor, effort: Effort) -> Iterator[BenchRow]:
-    quantized = nf4.quantize(weight, block_size=64)
-    count = _copies(quantized.nbytes, effort)
-    copies = [CodebookPanels.from_rows(quantized) for _ in range(count)]
-    low, dense = x.to(torch.bfloat16), quantized.dequantize().double().T
-    exact, low_exact = x.double() @ dense, low.double() @ dense
-    theirs = kernel_peers.bitsandbytes_nf4(weight, x, count)
+    quantized = nf4.quantize(weight, block_size=BLOCK)
+    count, low = _count(quantized.nbytes, effort), x.to(torch.bfloat16)
+    packs = [CodebookPanels.from_rows(quantized) for _ in range(count)]
+    found, low_found = (exact(one, quantized.dequantize()) for one in (x, low))
     reading = Contestant("reading the bytes", kernel_peers.reading(quantized.nbytes, count), None)
-    shape = f"block 64, {_shape(weight)}, 1 token"
-    ours = Contestant("", [lambda w=w: codebook_linear(low, w) for w in copies], low_exact)
-    peers = [Contestant(named("bitsandbytes", "bfloat16"), theirs, low_exact), reading]
+    shape = f"block {BLOCK}, {sizes(weight, 1)}"
+    ours = Contestant("", [lambda w=w: codebook_linear(low, w) for w in packs], low_found)
+    peers = [kernel_peers.bitsandbytes_nf4(weight, low, count, "bfloat16"), reading]
     yield from race(f"NF4 bfloat16 {shape}", ours, peers, quantized.nbytes, effort.rounds)
-    ours = Contestant("", [lambda w=w: codebook_linear(x, w) for w in copies], exact)
+    ours = Contestant("", [lambda w=w: codebook_linear(x, w) for w in packs], found)
     yield from race(f"NF4 float32 {shape}", ours, [reading], quantized.nbytes, effort.rounds)
 
 
 def _int8_rows(effort: Effort) -> Iterator[BenchRow]:
-    tokens, size = (64, 1024) if effort.quick else (512, 4096)
+    tokens, size = QUICK_INT8 if effort.quick else INT8
     weight = rtn.quantize(torch.randn(size, size), QuantScheme(8))
     packed, (codes, scale) = (
         Int8Weight.from_quantized(weight),
         quantize_tokens(torch.randn(tokens, size)),
     )
-    exact = (codes * scale).double() @ weight.dequantize().double().T
-    other = weight.codes.T
-
-    def theirs() -> Tensor:
-        return torch._int_mm(codes, other).float() * (scale * weight.scale.reshape(1, -1))
-
-    ours = Contestant("", [lambda: int8_linear(codes, scale, packed)], exact)
-    peers = [Contestant(named("torch", "_int_mm of oneDNN, scaled"), [theirs], exact)]
-    what = f"W8A8, {_shape(weight)}, {tokens} tokens"
-    yield from race(what, ours, peers, packed.nbytes, effort.rounds)
-
-
-def _shape(weight) -> str:
-    return f"{weight.shape[0]} x {weight.shape[1]}"
+    peer = kernel_peers.int_mm(codes, scale, weight)
+    ours = Contestant("", [lambda: int8_linear(codes, scale, packed)], peer.exact)
+    what = f"W8A8, {sizes(weight, tokens)}"
+    yield from race(what, ours, [peer], packed.nbytes, effort.rounds)

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 
 import torch
 
-from labkit.bench.rows import BenchRow, Effort, alternate
+from labkit.bench.rows import BenchRow, Effort, alternate, named
 from labkit.peers import call
 from labkit.quantize import hqq, nf4
 
@@ -57,7 +56,7 @@ def _codebook_rows(
         seconds, peer_seconds = alternate(mine, _timed(other), effort.rounds)
         yield BenchRow(
             f"{name}: {task}",
-            f"bitsandbytes {version('bitsandbytes')}",
+            named("bitsandbytes"),
             seconds,
             peer_seconds,
             error,

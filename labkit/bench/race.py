@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from labkit.bench.rows import BenchRow
+from labkit.core.huge_pages import copied
 
 Call = Callable[[], Tensor]
 Clock = Callable[[Sequence[Call]], list[float]]
@@ -64,6 +65,12 @@ def race(
         speed = f"{nbytes / seconds[0] / 1e9:.1f} GB/s"
         note = f"{speed}, {one.note}" if one.note else speed
         yield BenchRow(what, one.name, seconds[0], spent, errors[0], error, len(times[0]), note)
+
+
+def copies(weight: Tensor, count: int) -> list[Tensor]:
+    """Copies of a tensor where it is; on a CPU in huge pages (`labkit.core.huge_pages`)."""
+    copy = copied if weight.device.type == "cpu" else Tensor.clone
+    return [copy(weight) for _ in range(count)]
 
 
 def each_call(calls: Sequence[Call]) -> list[float]:

@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Effort:
     """How much to measure.
 
     Attributes:
-        quick: smaller problems: the whole command in less than a minute.
+        quick: smaller problems, meant for less than a minute; no record of the course.
         rounds: how often each side is timed; ours and the peer's take turns.
         threads: for both sides.
     """
@@ -69,6 +70,11 @@ class BenchRow:
     def as_dict(self) -> dict[str, object]:
         """The row for a results file."""
         return asdict(self) | {"ratio": self.ratio}
+
+
+def named(package: str, what: str = "") -> str:
+    """A peer's name: "torch 2.13.0, what it is". Raises PackageNotFoundError if it is not there."""
+    return f"{package} {version(package)}" + (f", {what}" if what else "")
 
 
 def alternate(
