@@ -45,7 +45,7 @@ def _folder(module: Any, make: Make, inputs: InputQuantization | None = None, **
         drawn = {size: make(_weight(size)) for size in set(names.values())}
         layers = {name: drawn[size] for name, size in names.items()}
         rounds = dict.fromkeys(layers, inputs) if inputs else {}
-        checkpoint = Checkpoint(config_of(shape), _rest(shape), layers, inputs=rounds)
+        checkpoint = Checkpoint(config_of(shape), _others(shape), layers, inputs=rounds)
         module.save(checkpoint, path, **settings)
 
     return write
@@ -53,7 +53,7 @@ def _folder(module: Any, make: Make, inputs: InputQuantization | None = None, **
 
 def _llm_int8(path: Path, shape: LlamaShape) -> None:
     """As transformers writes it: codes and the largest magnitude of each row."""
-    tensors = _rest(shape)
+    tensors = _others(shape)
     for name, (rows, columns) in layers_of(shape).items():
         codes = torch.randint(-127, 128, (rows, columns), dtype=torch.int8)
         tensors |= {f"{name}.weight": codes, f"{name}.SCB": torch.full((rows,), 0.1)}
@@ -116,15 +116,23 @@ def layers_of(shape: LlamaShape) -> dict[str, tuple[int, int]]:
     return found
 
 
-def _rest(shape: LlamaShape) -> dict[str, torch.Tensor]:
-    """What is not quantized: embedding and head in float16, norms."""
-    table = _weight((shape.vocabulary, shape.hidden)).to(torch.float16)
-    tensors = {"model.embed_tokens.weight": table, "lm_head.weight": table.clone()}
-    ones = torch.ones(shape.hidden, dtype=torch.float16)
+def others_of(shape: LlamaShape) -> dict[str, tuple[int, ...]]:
+    """What is not quantized, and its shapes: embedding and head, norms."""
+    tables = ("model.embed_tokens.weight", "lm_head.weight")
+    norms = ["model.norm.weight"]
     for layer in range(shape.layers):
         for norm in ("input_layernorm", "post_attention_layernorm"):
-            tensors[f"model.layers.{layer}.{norm}.weight"] = ones
-    return tensors | {"model.norm.weight": ones}
+            norms.append(f"model.layers.{layer}.{norm}.weight")
+    sizes: dict[str, tuple[int, ...]] = dict.fromkeys(tables, (shape.vocabulary, shape.hidden))
+    return sizes | dict.fromkeys(norms, (shape.hidden,))
+
+
+def _others(shape: LlamaShape) -> dict[str, torch.Tensor]:
+    """The same as tensors in float16."""
+    table = _weight((shape.vocabulary, shape.hidden)).to(torch.float16)
+    ones = torch.ones(shape.hidden, dtype=torch.float16)
+    sizes = others_of(shape).items()
+    return {name: ones if len(size) == 1 else table.clone() for name, size in sizes}
 
 
 def config_of(shape: LlamaShape) -> dict[str, object]:

@@ -6,7 +6,6 @@ few hundred rows of each length are drawn and quantized, and every matrix is mad
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,9 +120,3 @@ def _metadata(shape: LlamaShape, type_name: str) -> dict[str, Value]:
         "llama.rope.freq_base": f32(10000.0),
         "tokenizer.ggml.model": string("none"),
     }
-
-
-def described(shape: LlamaShape) -> str:
-    """The sizes in words."""
-    parts = dataclasses.asdict(shape)
-    return ", ".join(f"{name} {size}" for name, size in parts.items() if name != "context")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from labkit.bench import devices
-from labkit.bench.memory_models import config_of, layers_of
+from labkit.bench.memory_models import config_of, layers_of, others_of
 from labkit.bench.memory_rows import MemoryRow, table
 from labkit.bench.random_gguf import LlamaShape
 from labkit.bench.rows import Effort
@@ -74,13 +74,7 @@ def measure(shape: LlamaShape, device: torch.device) -> MemoryRow:
 
 def _checkpoint(shape: LlamaShape, device: torch.device) -> Checkpoint:
     """Every layer and tensor is drawn on the device when it is asked for."""
-    layers, tables = layers_of(shape), (shape.vocabulary, shape.hidden)
-    sizes = dict.fromkeys(("model.embed_tokens.weight", "lm_head.weight"), tables)
-    norms = ["model.norm.weight"]
-    for index in range(shape.layers):
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            norms.append(f"model.layers.{index}.{norm}.weight")
-    sizes |= dict.fromkeys(norms, (shape.hidden,))
+    layers, sizes = layers_of(shape), others_of(shape)
 
     def tensor(name: str) -> Tensor:
         if len(sizes[name]) == 1:
