@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,8 +14,6 @@ from rich.table import Table
 from labkit.bench import harness
 from labkit.bench.options import Device, Options, with_options
 from labkit.bench.quantizers import SOURCES, compare
-
-RESULTS = Path(__file__).resolve().parents[2] / "data" / "results"
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ def overview() -> Table:
     for heading in ("group", "measures", "beside", "recorded by"):
         found.add_column(heading)
     for name, group in GROUPS.items():
-        record = RESULTS / f"bench-{name}.json"
+        record = harness.RESULTS / f"bench-{name}.json"
         command = ""
         if record.is_file():
             command = json.loads(record.read_text(encoding="utf-8"))["command"]

@@ -21,6 +21,9 @@ from labkit.bench.options import Options
 from labkit.bench.rows import Effort
 from labkit.core.errors import LabkitError
 
+RESULTS = Path(__file__).resolve().parents[2] / "data" / "results"
+"""The records of the course: README and notebooks show them."""
+
 
 class Row(Protocol):
     """One comparison.
@@ -68,6 +71,10 @@ def run(
     for place in filter(None, (options.save, options.chart)):
         if not place.absolute().parent.is_dir():
             _refuse(errors, f"{place}: there is no such folder")
+    if options.quick and options.save is not None:
+        place = options.save.resolve()
+        if RESULTS in (place, place.parent):
+            _refuse(errors, f"{place}: a record of the course takes a run without --quick")
     try:
         found = _measured(rows, counts, options, errors)
         _show(found, table, options)
@@ -76,7 +83,7 @@ def run(
             _keep(place, _command(group, words, options), found)
             errors.print(f"saved: {place}")
         if options.chart is not None:
-            _draw(options.chart, group, found, ratio_means)
+            _draw(options.chart, f"{group}{' --quick' * options.quick}", found, ratio_means)
             errors.print(f"drawn: {options.chart}")
     except LabkitError as error:
         errors.print(f"[red]{escape(str(error))}[/red]")
@@ -107,11 +114,14 @@ def _measured(
 
 def _show(found: Found, table: Callable[[list[Any], int], Table], options: Options) -> None:
     if options.as_json:
-        print(json.dumps({"rows": _records(found)}, indent=1))
+        print(json.dumps({"quick": options.quick, "rows": _records(found)}, indent=1))
         return
     console = Console(width=None if sys.stdout.isatty() else 130)
     for count, rows in found.items():
-        console.print(table(rows, count))
+        shown = table(rows, count)
+        if options.quick:
+            shown.caption = "Quick: small problems, few rounds. Not a figure to go by."
+        console.print(shown)
 
 
 def _place(save: Path, group: str, device: str) -> Path:
@@ -129,11 +139,11 @@ def _keep(path: Path, command: str, found: Found) -> None:
     save(path, command, {"rows": _records(found)})
 
 
-def _draw(path: Path, group: str, found: Found, ratio_means: str) -> None:
+def _draw(path: Path, title: str, found: Found, ratio_means: str) -> None:
     from labkit.bench.chart import ratio_chart
 
     rows = [row for own in found.values() for row in own]
-    ratio_chart(rows, group, ratio_means).savefig(path, dpi=120)
+    ratio_chart(rows, title, ratio_means).savefig(path, dpi=120)
 
 
 def _records(found: Found) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ from labkit.evaluate import resident
 RATIO_MEANS = "bytes of the file for each byte in memory"
 
 SHAPE = LlamaShape(1536, 16, 4096, 24, 8, 16_000, 512)
-QUICK = LlamaShape(1024, 12, 2816, 16, 8, 8192, 512)
+QUICK = LlamaShape(1024, 5, 2816, 16, 8, 8192, 512)
 TINY = LlamaShape(256, 1, 512, 4, 2, 512, 512)
 _QUICK = ("GPTQ int4 group 128", "bitsandbytes NF4, nested", "GGUF Q4_K")
 

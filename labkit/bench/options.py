@@ -11,9 +11,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-Quick = Annotated[
-    bool, typer.Option(help="Small problems, two rounds at most: less than a minute.")
-]
+Quick = Annotated[bool, typer.Option(help="Small problems, two rounds at most: about a minute.")]
 Rounds = Annotated[int, typer.Option(min=1, help="How often each side is timed, in turns.")]
 Threads = Annotated[
     str, typer.Option(help="For both sides; several, such as 1,2, one after the other.")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from labkit.bench import bench_command, gptq_rows, quantizers
+from labkit.bench import bench_command, gptq_rows, harness, quantizers
 from labkit.bench.chart import ratio_chart
 from labkit.bench.rows import BenchRow, Effort, alternate
 from labkit.core.errors import FormatError, PeerMissingError, SchemeError
@@ -87,6 +87,21 @@ def test_options_that_cannot_be_meant(two_sources, tmp_path):
     for words in (["--threads", "0"], ["--save", str(tmp_path / "no" / "x.json")]):
         done = CliRunner().invoke(bench_command.app, ["quantizers", "--only", "fine", *words])
         assert done.exit_code == 2, words
+
+
+def test_what_was_quick_says_so_and_is_no_record_of_the_course(two_sources, monkeypatch, tmp_path):
+    monkeypatch.setattr(harness, "RESULTS", tmp_path.resolve())
+    words = ["quantizers", "--only", "fine", "--quick"]
+    for place in (tmp_path, tmp_path / "x.json"):
+        done = CliRunner().invoke(bench_command.app, [*words, "--save", str(place)])
+        assert done.exit_code == 2 and "without --quick" in done.output
+    assert not list(tmp_path.iterdir())
+    assert "Quick: small problems" in CliRunner().invoke(bench_command.app, words).output
+    shown = CliRunner().invoke(bench_command.app, [*words, "--json"]).stdout
+    assert json.loads(shown)["quick"] is True
+    done = CliRunner().invoke(bench_command.app, [*words[:-1], "--save", str(tmp_path)])
+    assert done.exit_code == 0 and "Quick" not in done.output
+    assert (tmp_path / "bench-quantizers.json").is_file()
 
 
 def test_two_numbers_of_threads_and_a_chart(two_sources, tmp_path):
