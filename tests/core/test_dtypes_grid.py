@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import struct
 
@@ -87,12 +88,18 @@ def test_neighbours_in_fp32_of_a_number_between(x: float) -> None:
     assert between in (np.float32(above), np.float32(x))
 
 
+@functools.cache
+def numbers(name: str) -> np.ndarray:
+    """Every number of a format, infinities too: float64."""
+    values = all_values(name).double().numpy()
+    return values[~np.isnan(values)]
+
+
 @pytest.mark.parametrize("name", [n for n in [*FORMATS, *INTEGERS, *CODEBOOKS] if n != "fp32"])
 @given(st.floats(-500, 500))
 def test_nothing_lies_between_neighbours(name: str, x: float) -> None:
     below, above = neighbours(x, name)
-    values = all_values(name).double().numpy()
-    values = values[~np.isnan(values)]
+    values = numbers(name)
     assert below < x < above
     inside = values[(values > below) & (values < above)]
     assert set(inside) <= {x}
