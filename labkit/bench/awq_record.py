@@ -7,28 +7,32 @@ Notebook 06 shows these figures, with the command and the machine that they come
 
 from __future__ import annotations
 
-import copy
-import json
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from labkit.bench.harness import RESULTS
+from labkit.bench.recorded import (
+    GROUP,
+    LENGTH,
+    SEQUENCES,
+    THREADS,
+    keep,
+    perplexities,
+    with_weights,
+)
 from labkit.core.scheme import QuantScheme
-from labkit.data import load_corpus
 from labkit.data.calibration import calibration_set
-from labkit.evaluate.perplexity import perplexity
 from labkit.evaluate.provenance import made_with
 from labkit.models import bundled_folder, load
 from labkit.models.blockwise import quantize_blockwise
 from labkit.models.methods import Awq, Rtn
 from labkit.peers.call import call
 
-RECORD = Path(__file__).resolve().parents[2] / "data" / "results" / "awq.json"
-BITS, GROUP, SEQUENCES, LENGTH, TOKENS, THREADS = 4, 128, 32, 256, 16384, 1
+RECORD = RESULTS / "awq.json"
+BITS = 4
 SCHEME = QuantScheme(BITS, False, "group", GROUP)
 
 
@@ -42,14 +46,6 @@ def auto_awq(
     settings: dict[str, Any] = {"model": str(bundled_folder()), "zero_point": True}
     settings |= {"bits": BITS, "group_size": GROUP, "blocks": blocks, "clip": clip}
     return call("awq", "awq_model", {"ids": ids}, settings, threads=threads, timeout=3600)
-
-
-def with_weights(model: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
-    """A copy of `model` with the weights that `auto_awq` returned."""
-    changed = copy.deepcopy(model)
-    weights = {name: t for name, t in tensors.items() if not name.startswith("scales.")}
-    changed.load_state_dict(weights, strict=False)
-    return changed
 
 
 def main() -> None:
@@ -67,24 +63,16 @@ def main() -> None:
         "AWQ, labkit": ours,
         "AWQ, AutoAWQ 0.2.9": with_weights(model, tensors),
     }
-    texts = {name: load_corpus(name, "heldout").text for name in ("stdlib-prose", "stdlib-code")}
     record = {
         "command": "python -m labkit.bench.awq_record",
         "made_with": made_with() | {"threads": THREADS},
         "settings": f"{SCHEME}, {SEQUENCES} x {LENGTH} tokens of stdlib-code",
         # Of the processor, not of the clock: what else the machine does hardly changes them.
         "cpu_seconds": {"AWQ, labkit": seconds, "AWQ, AutoAWQ 0.2.9": results["cpu_seconds"]},
-        "perplexity": {
-            label: {
-                name: perplexity(one, tokenizer, text, 256, max_tokens=TOKENS).value
-                for name, text in texts.items()
-            }
-            for label, one in models.items()
-        },
+        "perplexity": {label: perplexities(one, tokenizer) for label, one in models.items()},
         "searches": results["searches"],
     }
-    RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print(f"saved: {RECORD}", file=sys.stderr)
+    keep(RECORD, record)
 
 
 if __name__ == "__main__":

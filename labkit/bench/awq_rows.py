@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from labkit.bench.awq_record import GROUP, LENGTH, SCHEME, auto_awq, with_weights
+from labkit.bench.awq_record import SCHEME, auto_awq
+from labkit.bench.recorded import GROUP, LENGTH, with_weights
 from labkit.bench.rows import BenchRow, Effort, alternate
 from labkit.data.calibration import calibration_set
 from labkit.models import bundled_folder, load

@@ -7,27 +7,32 @@ Notebook 05 shows these figures, with the command and the machine that they come
 
 from __future__ import annotations
 
-import copy
-import json
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from labkit.bench.harness import RESULTS
+from labkit.bench.recorded import (
+    GROUP,
+    LENGTH,
+    SEQUENCES,
+    THREADS,
+    keep,
+    perplexities,
+    with_weights,
+)
 from labkit.core.scheme import QuantScheme
-from labkit.data import load_corpus
 from labkit.data.calibration import calibration_set
-from labkit.evaluate.perplexity import perplexity
 from labkit.evaluate.provenance import made_with
 from labkit.models import bundled_folder, load
 from labkit.models.blockwise import quantize_blockwise
 from labkit.models.methods import Gptq, Rtn
 from labkit.peers.call import call
 
-RECORD = Path(__file__).resolve().parents[2] / "data" / "results" / "gptq.json"
-GROUP, SEQUENCES, LENGTH, TOKENS, THREADS, DAMP = 128, 32, 256, 16384, 1, 0.01
+RECORD = RESULTS / "gptq.json"
+DAMP = 0.01
 
 
 def scheme(bits: int) -> QuantScheme:
@@ -48,27 +53,16 @@ def auto_gptq(
     return call("auto_gptq", "auto_gptq_model", tensors, settings, threads=threads, timeout=3600)
 
 
-def with_weights(model: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
-    """A copy of `model` with the weights that `auto_gptq` returned."""
-    changed = copy.deepcopy(model)
-    changed.load_state_dict(weights, strict=False)
-    return changed
-
-
 def main() -> None:
     """Run both on the same tokens, and write the record."""
     model, tokenizer = load(str(bundled_folder()))
     ids = calibration_set(tokenizer, "stdlib-code", SEQUENCES, LENGTH)
-    texts = {name: load_corpus(name, "heldout").text for name in ("stdlib-prose", "stdlib-code")}
     measured: dict[str, dict[str, float]] = {}
     seconds: dict[str, float] = {}
 
     def measure(label: str, network: nn.Module | None) -> None:
         assert network is not None
-        measured[label] = {
-            name: perplexity(network, tokenizer, text, 256, max_tokens=TOKENS).value
-            for name, text in texts.items()
-        }
+        measured[label] = perplexities(network, tokenizer)
         print(label, measured[label], file=sys.stderr)
 
     measure("FP32", model)
@@ -91,8 +85,7 @@ def main() -> None:
         "seconds": seconds,
         "perplexity": measured,
     }
-    RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print(f"saved: {RECORD}", file=sys.stderr)
+    keep(RECORD, record)
 
 
 if __name__ == "__main__":

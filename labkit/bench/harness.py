@@ -22,7 +22,7 @@ from labkit.bench.rows import Effort
 from labkit.core.errors import LabkitError
 
 RESULTS = Path(__file__).resolve().parents[2] / "data" / "results"
-"""The records of the course: README and notebooks show them."""
+"""Where the records of the course are, which README and notebooks show."""
 
 
 class Row(Protocol):

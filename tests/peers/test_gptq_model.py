@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from labkit.bench import gptq_record
+from labkit.bench.recorded import with_weights
 from labkit.data import load_corpus
 from labkit.data.calibration import calibration_set
 from labkit.evaluate.perplexity import perplexity
@@ -38,7 +39,7 @@ def test_perplexity_is_at_most_autogptqs(act_order, need_peer):
         ids = calibration_set(tokenizer, "stdlib-code", 16, 256, seed=seed)
         ours = quantize_blockwise(model, method, ids).model
         weights, _ = gptq_record.auto_gptq(ids, 4, act_order=act_order)
-        theirs = gptq_record.with_weights(model, weights)
+        theirs = with_weights(model, weights)
         for corpus, found in differences.items():
             text = load_corpus(corpus, "heldout").text
             values = [
