@@ -94,7 +94,7 @@ def measure(name: str, shape: LlamaShape, threads: int = 1) -> MemoryRow:
         return MemoryRow(name, "its file", shape.parameters, nbytes, **found)
 
 
-def _probed(places: Sequence[Path], threads: int) -> dict[str, int]:
+def _probed(places: Sequence[Path], threads: int) -> dict[str, int | None]:
     command = [sys.executable, "-m", "labkit.bench.memory_probe", *map(str, places)]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)

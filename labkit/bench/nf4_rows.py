@@ -18,7 +18,11 @@ _NOTE = "error of the weights"
 
 
 def rows(effort: Effort) -> Iterator[BenchRow]:
-    """NF4 with and without double quantization, FP4, and 4-bit HQQ; quantize, then dequantize."""
+    """NF4 with and without double quantization, FP4, and 4-bit HQQ; quantize, then dequantize.
+
+    Raises:
+        PeerMissingError: behind the rows of NF4 and FP4, where hqq's environment is not there.
+    """
     size = 1024 if effort.quick else 4096
     weight = torch.randn(size, size, generator=torch.Generator().manual_seed(0)) * 0.02
     for quant_type, double in (("nf4", False), ("nf4", True), ("fp4", False)):

@@ -63,7 +63,7 @@ def decode_attention(
     if kv_heads == 0 or heads % kv_heads:
         raise ShapeError(f"{heads} heads for {kv_heads} key heads", _WHERE, "A multiple fits.")
     named = dict(query=query, values=values, key_scale=key_scale, value_scale=value_scale)
-    for name, part in named.items():
+    for name, part in {**named, "lengths": lengths}.items():
         checks.require_device(name, part, keys.device, _WHERE)
     for name, part in (("keys", keys), ("values", values)):
         checks.require_contiguous(name, part, _WHERE)

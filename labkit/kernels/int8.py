@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from labkit.core.errors import ShapeError
+from labkit.core.errors import SchemeError, ShapeError
 from labkit.kernels import checks, choose
 from labkit.kernels.int8_weight import Int8Weight
 
@@ -42,6 +42,8 @@ def int8_linear(
         raise ShapeError(f"codes have shape {tuple(codes.shape)}", where, f"[..., {columns}] fits.")
     checks.require_shape("scale", scale, (*codes.shape[:-1], 1), where)
     checks.require_bias(bias, rows, device, where)
+    if dtype not in checks.DTYPES:
+        raise SchemeError(f"dtype is {dtype}", where, "Expected float32, float16 or bfloat16.")
     kernel = choose.module("int8", device, implementation)
     y = checks.product(
         codes,

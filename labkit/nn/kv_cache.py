@@ -118,7 +118,8 @@ class KVCache:
                 f"Expected [{self.batch}, a multiple of {self.kv_heads}, {self.head_dim}], "
                 "and at least one token appended.",
             )
-        return self.layers[layer].attend(query, softmax_scale or self.head_dim**-0.5)
+        factor = self.head_dim**-0.5 if softmax_scale is None else softmax_scale
+        return self.layers[layer].attend(query, factor)
 
     def keys(self, layer: int) -> Tensor:
         """float32 [batch, kv_heads, tokens, head_dim], as the cache holds them."""

@@ -18,7 +18,8 @@ class QuantEmbedding(nn.Module):
         dtype: of what comes out: float32, float16 or bfloat16; a `PackedWeight` has its own.
         factor: what rows are multiplied by afterwards, in that dtype (Gemma 3).
 
-    Indices are int32 or int64 [...], the result [..., features].
+    Indices are int32 or int64 [...], the result [..., features]. On a CPU a row that is not there,
+    -1 for instance, raises ShapeError.
     """
 
     def __init__(

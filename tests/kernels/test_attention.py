@@ -91,6 +91,7 @@ def test_bad_input_is_named():
         ("lengths", lengths * 0, "lengths from 0"),
         ("lengths", lengths * 0 + 6, "to 6"),
         ("lengths", lengths[:1], "lengths has shape"),
+        ("lengths", lengths.to("meta"), "lengths is on meta"),
     ):
         with pytest.raises((SchemeError, ShapeError), match=words.replace(".", r"\.")):
             decode_attention(**(good | {name: value}))

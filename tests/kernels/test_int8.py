@@ -79,6 +79,8 @@ def test_bad_input_is_named():
     ):
         with pytest.raises((SchemeError, ShapeError), match=words):
             int8_linear(*wrong, packed)
+    with pytest.raises(SchemeError, match=r"dtype is torch\.int8"):
+        int8_linear(codes, scale, packed, dtype=torch.int8)
     with pytest.raises(SchemeError, match="a weight in int8 asym"):
         Int8Weight.from_quantized(rtn.quantize(torch.randn(4, 8), QuantScheme(8, False)))
     with pytest.raises(SchemeError, match="at most 65793 columns"):

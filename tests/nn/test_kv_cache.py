@@ -105,6 +105,9 @@ def test_attention_is_that_over_the_numbers_held(kind, dtype):
         atol=1e-4,
     )
     assert not torch.equal(got, cache.attend(0, query, softmax_scale=1.0))
+    even = cache.attend(0, query, softmax_scale=0.0).float()  # the mean of all values
+    mean = cache.values(0).mean(dim=2).repeat_interleave(3, dim=1)
+    torch.testing.assert_close(even, mean, rtol=1e-2, atol=1e-2)
 
 
 def test_bytes_are_those_of_the_formula():

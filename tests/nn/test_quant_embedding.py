@@ -6,6 +6,7 @@ import pytest
 import torch
 from packed_cases import CASES, COLUMNS, ROWS, case
 
+from labkit.core.errors import ShapeError
 from labkit.nn.quant_embedding import QuantEmbedding
 from labkit.nn.quant_linear import QuantLinear
 
@@ -20,6 +21,14 @@ def test_rows(name):
     assert torch.equal(table(INDEX[0].int()), wanted[INDEX[0]])
     assert table(INDEX[:, :0]).shape == (2, 0, COLUMNS)
     assert torch.equal(table.dequantize(), wanted)
+
+
+@pytest.mark.parametrize("row", [-1, ROWS])
+def test_a_row_that_is_not_there_is_named(row):
+    table = QuantEmbedding(case("Q4_0")[0])
+    for index in (torch.tensor([0, row, 2]), torch.tensor([[row]], dtype=torch.int32)):
+        with pytest.raises(ShapeError, match=f"row {row}"):
+            table(index)
 
 
 def test_compiled_without_a_break():

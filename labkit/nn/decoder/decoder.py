@@ -35,7 +35,7 @@ class Decoder:
 
     Raises:
         ShapeError: parts that do not fit each other.
-        ModelError: sizes that are no multiple of 16.
+        ModelError: sizes that are no multiple of 16; activation bits other than 8 and 16.
     """
 
     shape: Shape
@@ -79,7 +79,10 @@ class Decoder:
         return sum(cache.nbytes for cache in self._caches)
 
     def reset(self, length: int = 0) -> None:
-        """Keep the first ``length`` tokens of the cache, and forget the others."""
+        """Keep the first ``length`` tokens of the cache, and forget the others.
+
+        Raises ShapeError for more than there are, or fewer than none.
+        """
         if not 0 <= length <= self.length:
             raise ShapeError(f"{length} tokens to keep of {self.length}", "Decoder.reset")
         self.length = length

@@ -27,7 +27,7 @@ _FIRST = np.int64(0)
 def _multiply(part, count, table, eight, x, work, out, add):
     """out = x @ a matrix's rows that are this thread's; ``add``: 1: onto what is there.
 
-    work: (codes, scale, less, spare): see `Buffers`.
+    work: (codes, scale, less) of x as `panel_product` has them, and sums of each thread's own.
     """
     codes, scale, less, spare = work
     panels, size = table[PANELS], table[PANEL_BYTES]

@@ -32,7 +32,7 @@ class Form(ABC):
     @property
     @abstractmethod
     def label(self) -> str:
-        """The type in a few words, such as "int4 group 128"."""
+        """The type in a few words, such as "int4 sym group 128"."""
 
     @abstractmethod
     def parts(self) -> dict[str, Tensor]:

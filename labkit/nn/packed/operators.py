@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from labkit.core.errors import ShapeError
 from labkit.formats.inputs import InputQuantization
 from labkit.kernels import int8_linear
 from labkit.kernels.cpu import tiled
@@ -96,8 +97,17 @@ def _(index, parts, recipe, dtype):
 
 
 def look_up(form: Form, index: Tensor, dtype: torch.dtype) -> Tensor:
-    """Rows of a packed weight: index int64 [...] -> ``dtype`` [..., in]."""
+    """Rows of a packed weight: index int64 [...] -> ``dtype`` [..., in].
+
+    Raises ShapeError for a row that is not there; on a card that would make the host wait, and
+    torch says so in its own way.
+    """
     if index.numel() == 0:
         return torch.empty(*index.shape, form.shape[1], dtype=dtype, device=index.device)
+    if index.device.type == "cpu":
+        first, last = (int(end) for end in index.aminmax())
+        if first < 0 or last >= form.shape[0]:
+            wrong = first if first < 0 else last
+            raise ShapeError(f"row {wrong}", form.label, f"There are 0 … {form.shape[0] - 1}.")
     found = form.rows(index.reshape(-1).to(torch.int64)).to(dtype)
     return found.reshape(*index.shape, form.shape[1])
