@@ -11,14 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from labkit.kernels.cpu.fp8 import floats_of
+from labkit.kernels.cpu.fp8 import VALUES, floats_of
 from labkit.kernels.cpu.loads import load_signed_bytes
 from labkit.kernels.cpu.parallel import compiled, inlined, parts, shared
 from labkit.kernels.cpu.vectors import multiply_add, total
 from labkit.quantize.lanes import LANES, load, splat, store, to_floats
 
 _ZERO = np.float32(0)
-_FP8_VALUES = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float().numpy()
 
 
 def attend(
@@ -56,7 +55,7 @@ def _lanes(codes, place, fp8):
 
 @inlined
 def _one(code, fp8):
-    return _FP8_VALUES[code] if fp8 else np.float32(np.int8(code))
+    return VALUES[code] if fp8 else np.float32(np.int8(code))
 
 
 @compiled

@@ -23,7 +23,7 @@ _ZERO = np.float32(0)
 _REST, _SIGN = np.int32(0x7F), np.int32(0x80)
 _UP, _TOP = np.int32(20), np.int32(24)
 _BIAS, _NAN = np.float32(2.0**120), np.float32(np.nan)
-_VALUES = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float().numpy()
+VALUES = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float().numpy()
 
 
 def linear(x: Tensor, weight: Float8Tensor) -> Tensor:
@@ -60,7 +60,7 @@ def _dot(x, row):
         place += 32
     result = total(a + b)
     for rest in range(place, columns):
-        result += _VALUES[row[rest]] * x[rest]
+        result += VALUES[row[rest]] * x[rest]
     return result
 
 

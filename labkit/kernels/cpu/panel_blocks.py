@@ -11,17 +11,17 @@ import numpy as np
 
 from labkit.kernels.cpu.addresses import float16_at, words_at
 from labkit.kernels.cpu.loads import splat_word
+from labkit.kernels.cpu.panel_codes import HALF_OF_4, HALF_OF_6, HALF_OF_8, field, signed_field
 from labkit.kernels.cpu.parallel import compiled, inlined
 from labkit.kernels.cpu.vectors import byte_dot, half_lanes, multiply_add
 from labkit.quantize.lanes import splat, store, to_floats
 
-_ZERO, _NONE, _BYTE, _TOP = np.float32(0), np.int32(0), np.int32(255), np.int32(128)
+_ZERO, _NONE = np.float32(0), np.int32(0)
 _LOW, _HIGH = np.int32(0x0F0F0F0F), np.int32(-0x0F0F0F10)  # 0xF0F0F0F0
 _SIX, _PAIRS = np.int32(0x3F3F3F3F), np.int32(0x30303030)
 _ONES, _SIGNS = np.int32(0x01010101), np.int32(-0x7F7F7F80)  # 0x80808080
 _TWO, _FOUR, _SIXTEEN = np.int32(2), np.int32(4), np.int32(16)
 _ONE, _QUARTER, _SIXTEENTH = np.float32(1), np.float32(1 / 4), np.float32(1 / 16)
-_HALF_OF_4, _HALF_OF_6, _HALF_OF_8 = np.float32(8), np.float32(32), np.float32(128)
 
 
 @inlined
@@ -43,7 +43,7 @@ def q4_0_one(panel, blocks, x, scale, less, token, out, place):
             low = byte_dot(low, word & splat(_LOW), splat_word(q, column))
             high = byte_dot(high, word & splat(_HIGH), splat_word(q, column + 16))
         both = (low << splat(_FOUR)) + high
-        value = _shifted(both, dx[chunk] * _SIXTEENTH, _HALF_OF_4, chunk, minus)
+        value = _shifted(both, dx[chunk] * _SIXTEENTH, HALF_OF_4, chunk, minus)
         found = multiply_add(float16_at(start), value, found)
     store(out[token], place, found)
 
@@ -61,15 +61,9 @@ def q8_0_one(panel, blocks, x, scale, less, token, out, place):
         for unit in range(4, 8):
             word, column = words_at(start + 32 + 64 * unit), 32 * chunk + 4 * unit
             more = byte_dot(more, word ^ splat(_SIGNS), splat_word(q, column))
-        value = _shifted(some + more, dx[chunk], _HALF_OF_8, chunk, minus)
+        value = _shifted(some + more, dx[chunk], HALF_OF_8, chunk, minus)
         found = multiply_add(float16_at(start), value, found)
     store(out[token], place, found)
-
-
-@inlined
-def _field(words, which):
-    """Byte ``which`` of each word, as float32."""
-    return to_floats((words >> splat(np.int32(8 * which))) & splat(_BYTE))
 
 
 @inlined
@@ -102,12 +96,12 @@ def _pair(five, start, pair, chunk, scales, mins, x, scale, less, inner, least):
         low = low + low_top
         high = high + (high_top << splat(np.int32(7 - 2 * pair)))
     which = 2 * (pair & 1)
-    some, more = _field(scales, which), _field(scales, which + 1)
+    some, more = field(scales, which), field(scales, which + 1)
     inner = multiply_add(to_floats(low) * some, splat(scale[chunk] * low_unit), inner)
     inner = multiply_add(to_floats(high) * more, splat(scale[chunk + 1] * _SIXTEENTH), inner)
     some, more = less[2 * chunk] + less[2 * chunk + 1], less[2 * chunk + 2] + less[2 * chunk + 3]
-    least = multiply_add(_field(mins, which), splat(some), least)
-    return inner, multiply_add(_field(mins, which + 1), splat(more), least)
+    least = multiply_add(field(mins, which), splat(some), least)
+    return inner, multiply_add(field(mins, which + 1), splat(more), least)
 
 
 @inlined
@@ -143,18 +137,11 @@ def q5_k_one(panel, blocks, x, scale, less, token, out, place):
 
 
 @inlined
-def _signed_field(words, which):
-    """Byte ``which`` of each word, int8, as float32."""
-    byte = (words >> splat(np.int32(8 * which))) & splat(_BYTE)
-    return to_floats((byte ^ splat(_TOP)) - splat(_TOP))
-
-
-@inlined
 def _scaled(found, scales, which, chunk, part, scale, less, inner):
     """inner + a sub-block's scale times the sum of (code - 32) x over its sixteen columns."""
-    minus = splat(less[2 * chunk + part] * _HALF_OF_6)
+    minus = splat(less[2 * chunk + part] * HALF_OF_6)
     value = multiply_add(to_floats(found), splat(scale[chunk]), minus)
-    return multiply_add(value, _signed_field(scales, which), inner)
+    return multiply_add(value, signed_field(scales, which), inner)
 
 
 @inlined

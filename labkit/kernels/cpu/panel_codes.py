@@ -23,7 +23,7 @@ _LOW, _TWO_BITS = np.int32(0x0F0F0F0F), np.int32(0x03030303)
 _ONES = np.int32(0x01010101)
 _FOUR = np.int32(4)
 _SIX, _FIFTEEN, _THREE = np.int32(63), np.int32(15), np.int32(3)
-_HALF_OF_4, _HALF_OF_8, _HALF_OF_6 = np.float32(8), np.float32(128), np.float32(32)
+HALF_OF_4, HALF_OF_8, HALF_OF_6 = np.float32(8), np.float32(128), np.float32(32)
 
 
 @inlined
@@ -55,7 +55,7 @@ def _q4_0(panel, chunk):
     """16 scales, then bytes whose low bits are columns 0-15, their high bits columns 16-31."""
     start = panel + 288 * chunk
     s = float16_at(start)
-    m = s * splat(_HALF_OF_4)
+    m = s * splat(HALF_OF_4)
     a, b = words_at(start + 32), words_at(start + 96)
     c, d = words_at(start + 160), words_at(start + 224)
     codes = (_low(a), _low(b), _low(c), _low(d), _high(a), _high(b), _high(c), _high(d))
@@ -81,7 +81,7 @@ def _q8_0(panel, chunk):
     """16 scales, then the codes; with the sign bit turned they are 128 more, and unsigned."""
     start = panel + 544 * chunk
     s = float16_at(start)
-    m = s * splat(_HALF_OF_8)
+    m = s * splat(HALF_OF_8)
     a, b, c, d, e, f, g, h = _eight(start + 32)
     by = splat(_SIGNS)
     return (a ^ by, b ^ by, c ^ by, d ^ by, e ^ by, f ^ by, g ^ by, h ^ by), s, s, m, m
@@ -190,16 +190,21 @@ def _q6_k(panel, chunk):
         low[7] | _top(high[7], by, _TWO_BITS),
     )
     d, scales = float16_at(start + 3328), words_at(start + 64 * (2 * half + (part >> 1)))
-    by = np.int32(16 * (part & 1))
-    s0 = d * _signed_byte(scales >> splat(by))
-    s1 = d * _signed_byte(scales >> splat(np.int32(by + 8)))
-    return codes, s0, s1, s0 * splat(_HALF_OF_6), s1 * splat(_HALF_OF_6)
+    s0, s1 = d * signed_field(scales, 2 * (part & 1)), d * signed_field(scales, 2 * (part & 1) + 1)
+    return codes, s0, s1, s0 * splat(HALF_OF_6), s1 * splat(HALF_OF_6)
 
 
 @inlined
-def _signed_byte(words):
-    """The low byte of each word, int8, as float32."""
-    return to_floats(((words & splat(_BYTE)) ^ splat(_TOP)) - splat(_TOP))
+def field(words, which):
+    """Byte ``which`` of each word, uint8, as float32."""
+    return to_floats((words >> splat(np.int32(8 * which))) & splat(_BYTE))
+
+
+@inlined
+def signed_field(words, which):
+    """Byte ``which`` of each word, int8, as float32."""
+    byte = (words >> splat(np.int32(8 * which))) & splat(_BYTE)
+    return to_floats((byte ^ splat(_TOP)) - splat(_TOP))
 
 
 @inlined

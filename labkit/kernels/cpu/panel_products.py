@@ -13,14 +13,14 @@ import numpy as np
 from labkit.kernels.cpu.addresses import bfloat16_at, float16_at, float32_at
 from labkit.kernels.cpu.loads import splat_word
 from labkit.kernels.cpu.panel_blocks import q4_0_one, q4_k_one, q5_k_one, q6_k_one, q8_0_one
-from labkit.kernels.cpu.panel_codes import NUMBERS, Q4_0, Q4_K, Q5_K, Q8_0, unpack
+from labkit.kernels.cpu.panel_codes import NUMBERS, Q4_0, Q4_K, Q5_K, Q8_0, field, unpack
 from labkit.kernels.cpu.parallel import compiled, inlined
 from labkit.kernels.cpu.vectors import byte_dot, multiply_add
 from labkit.quantize.lanes import splat, store, to_floats
 
 F32, F16 = NUMBERS["F32"], NUMBERS["F16"]
 LAST_FLOAT = NUMBERS["BF16"]  # the numbers up to it are of floats
-_ZERO, _NONE, _BYTE = np.float32(0), np.int32(0), np.int32(255)
+_ZERO, _NONE = np.float32(0), np.int32(0)
 
 
 @inlined
@@ -79,21 +79,15 @@ def codes_four(kind, panel, chunks, x, scale, less, token, out, place):
 
 
 @inlined
-def _column(word, byte):
-    """One column of a register of codes, as float32."""
-    return to_floats((word >> splat(np.int32(8 * byte))) & splat(_BYTE))
-
-
-@inlined
 def _mix16(codes, first, x, place):
     """Sixteen columns of codes with sixteen float32 of x."""
     a = b = splat(_ZERO)
     for k in range(4):
         word, column = codes[first + k], place + 4 * k
-        a = multiply_add(_column(word, 0), splat(x[column]), a)
-        b = multiply_add(_column(word, 1), splat(x[column + 1]), b)
-        a = multiply_add(_column(word, 2), splat(x[column + 2]), a)
-        b = multiply_add(_column(word, 3), splat(x[column + 3]), b)
+        a = multiply_add(field(word, 0), splat(x[column]), a)
+        b = multiply_add(field(word, 1), splat(x[column + 1]), b)
+        a = multiply_add(field(word, 2), splat(x[column + 2]), a)
+        b = multiply_add(field(word, 3), splat(x[column + 3]), b)
     return a + b
 
 

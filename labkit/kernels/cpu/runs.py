@@ -11,15 +11,22 @@ from typing import NoReturn
 import numpy as np
 
 from labkit.core.errors import NonFiniteError
-from labkit.kernels.cpu.parallel import compiled
+from labkit.kernels.cpu.parallel import compiled, inlined
 from labkit.kernels.cpu.vectors import largest, multiply_add, total, total_ints
 from labkit.quantize.lanes import LANES, absolute, bits_of, load, select, splat, store_bytes
 
 RUN = 32
-_ROUND = np.float32(1.5 * 2**23)  # added, it leaves the rounded integer in the low bits
-_ROUND_BITS = np.int32(_ROUND.view(np.int32))
-_ZERO, _ONE, _REACH = np.float32(0), np.float32(1), np.float32(127)
-_SMALLEST = np.finfo(np.float32).tiny
+# Added to a small float32 it leaves no room for a fraction: the rounded integer is in the low bits.
+ROUND = np.float32(1.5 * 2**23)
+ROUND_BITS = np.int32(ROUND.view(np.int32))
+_ZERO, _ONE, REACH = np.float32(0), np.float32(1), np.float32(127)
+SMALLEST = np.finfo(np.float32).tiny
+
+
+@inlined
+def rounded(x, step):
+    """round(x / step) of each lane, half to even, as int32; for magnitudes up to 2^22."""
+    return bits_of(x / splat(step) + splat(ROUND)) - splat(ROUND_BITS)
 
 
 @compiled
@@ -32,9 +39,8 @@ def round_run(row, run, codes, scale, less):
     x, y = load(row, place), load(row, place + LANES)
     a, b = absolute(x), absolute(y)
     most = largest(select(a > b, a, b))
-    step = _ONE if most == 0 else max(np.float32(most / _REACH), _SMALLEST)
-    first = bits_of(x / splat(step) + splat(_ROUND)) - splat(_ROUND_BITS)
-    second = bits_of(y / splat(step) + splat(_ROUND)) - splat(_ROUND_BITS)
+    step = _ONE if most == 0 else max(np.float32(most / REACH), SMALLEST)
+    first, second = rounded(x, step), rounded(y, step)
     store_bytes(codes, place, first)
     store_bytes(codes, place + LANES, second)
     scale[run] = step

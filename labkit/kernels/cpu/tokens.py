@@ -1,7 +1,6 @@
 """Activations to int8 on a CPU, a scale for each token: to the bit what `reference.tokens` gives.
 
-Adding 1.5 * 2^23 to a small float32 leaves no room for a fraction: it is rounded, half to even, and
-the integer stands in the low bits of the sum.
+Codes are rounded as in `labkit.kernels.cpu.runs`.
 """
 
 from __future__ import annotations
@@ -12,23 +11,19 @@ import torch
 from torch import Tensor
 
 from labkit.kernels.cpu.parallel import compiled, float_rows, parts, shared
-from labkit.kernels.cpu.runs import complain
+from labkit.kernels.cpu.runs import REACH, ROUND, ROUND_BITS, SMALLEST, complain, rounded
 from labkit.kernels.cpu.vectors import largest
 from labkit.quantize.lanes import (
     LANES,
     absolute,
     any_lane,
-    bits_of,
     load,
     select,
     splat,
     store_bytes,
 )
 
-_ROUND = np.float32(1.5 * 2**23)
-_ROUND_BITS = np.int32(_ROUND.view(np.int32))
-_ZERO, _REACH = np.float32(0), np.float32(127)
-_LARGEST, _SMALLEST = np.finfo(np.float32).max, np.finfo(np.float32).tiny
+_ZERO, _LARGEST = np.float32(0), np.finfo(np.float32).max
 
 
 def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,7 +54,7 @@ def _reach(row):
     while done + LANES <= row.shape[0]:
         x = absolute(load(row, done))
         lanes = select(x > lanes, x, lanes)
-        wrong = wrong | (select(x <= splat(_LARGEST), splat(_ZERO), splat(_REACH)) > splat(_ZERO))
+        wrong = wrong | (select(x <= splat(_LARGEST), splat(_ZERO), splat(REACH)) > splat(_ZERO))
         done += LANES
     most = np.float32(np.inf) if any_lane(wrong) else largest(lanes)
     for place in range(done, row.shape[0]):
@@ -74,12 +69,11 @@ def _codes(row, scale, out):
     """out = round(row / scale), as bytes."""
     done = 0
     while done + LANES <= row.shape[0]:
-        rounded = load(row, done) / splat(scale) + splat(_ROUND)
-        store_bytes(out, done, bits_of(rounded) - splat(_ROUND_BITS))
+        store_bytes(out, done, rounded(load(row, done), scale))
         done += LANES
     for place in range(done, row.shape[0]):
-        rounded = np.float32(row[place] / scale + _ROUND)
-        out[place] = np.uint8((rounded.view(np.int32) - _ROUND_BITS) & 255)
+        last = np.float32(row[place] / scale + ROUND)
+        out[place] = np.uint8((last.view(np.int32) - ROUND_BITS) & 255)
 
 
 @compiled
@@ -88,7 +82,7 @@ def round_token(row, codes, scale):
     most = _reach(row)
     if most > _LARGEST:
         return 1
-    scale[0] = np.float32(1) if most == 0 else max(np.float32(most / _REACH), _SMALLEST)
+    scale[0] = np.float32(1) if most == 0 else max(np.float32(most / REACH), SMALLEST)
     _codes(row, scale[0], codes)
     return 0
 
