@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,6 +73,23 @@ def require_contiguous(name: str, tensor: Tensor, where: str) -> None:
     """Return if ``tensor`` is contiguous; else raise SchemeError."""
     if not tensor.is_contiguous():
         raise SchemeError(f"{name} is not contiguous", where, "Call .contiguous().")
+
+
+def require_blocks(blocks: Tensor | np.ndarray, nbytes: int, where: str) -> None:
+    """Return if ``blocks`` is uint8 [out, bytes], rows of whole blocks of ``nbytes`` bytes.
+
+    Raises:
+        SchemeError: another dtype.
+        ShapeError: another shape.
+    """
+    if blocks.dtype not in (torch.uint8, np.uint8):
+        raise SchemeError(f"blocks is {blocks.dtype}", where, "Expected uint8.")
+    if blocks.ndim != 2 or blocks.shape[1] == 0 or blocks.shape[1] % nbytes:
+        raise ShapeError(
+            f"blocks have shape {tuple(blocks.shape)}",
+            where,
+            f"Expected [out, bytes], a multiple of {nbytes} bytes.",
+        )
 
 
 def product(x: Tensor, columns: int, rows: int, multiply: Callable[[Tensor], Tensor]) -> Tensor:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from labkit.core.errors import ShapeError
 from labkit.kernels import checks, choose
 from labkit.quantize.gguf_types import block_type
 
@@ -32,13 +30,7 @@ def gguf_linear(
     """
     where = f"gguf_linear, {type_name} {tuple(blocks.shape)}"
     kind = block_type(type_name)
-    checks.require_dtype("blocks", blocks, (torch.uint8,), where)
-    if blocks.ndim != 2 or blocks.shape[1] == 0 or blocks.shape[1] % kind.nbytes:
-        raise ShapeError(
-            f"blocks have shape {tuple(blocks.shape)}",
-            where,
-            f"Expected [out, bytes], a multiple of {kind.nbytes} bytes.",
-        )
+    checks.require_blocks(blocks, kind.nbytes, where)
     checks.require_contiguous("blocks", blocks, where)
     rows, columns = len(blocks), blocks.shape[1] // kind.nbytes * kind.weights
     checks.require_activations(x, columns, blocks.device, where)

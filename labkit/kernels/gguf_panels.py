@@ -99,16 +99,7 @@ class GgufPanels:
         """
         _require_type(type_name)
         kind = block_type(type_name)
-        if isinstance(blocks, Tensor):
-            checks.require_dtype("blocks", blocks, (torch.uint8,), _WHERE)
-        elif blocks.dtype != np.uint8:
-            raise SchemeError(f"blocks is {blocks.dtype}", _WHERE, "Expected uint8.")
-        if blocks.ndim != 2 or blocks.shape[1] == 0 or blocks.shape[1] % kind.nbytes:
-            raise ShapeError(
-                f"blocks have shape {tuple(blocks.shape)}",
-                _WHERE,
-                f"Expected [out, bytes], a multiple of {kind.nbytes} bytes.",
-            )
+        checks.require_blocks(blocks, kind.nbytes, _WHERE)
         rows, count = len(blocks), blocks.shape[1] // kind.nbytes
         data = empty_bytes(-(-rows // ROWS), count, ROWS * kind.nbytes)
         source = blocks.numpy() if isinstance(blocks, Tensor) else blocks

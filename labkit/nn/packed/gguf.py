@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from labkit.core.errors import ShapeError
 from labkit.kernels import checks, gguf_linear
 from labkit.nn.packed.form import Form, Index
 from labkit.quantize import gguf
@@ -28,15 +27,8 @@ class GgufForm(Form):
     kind = "gguf"
 
     def __post_init__(self) -> None:
-        kind, where = block_type(self.type_name), f"GGUF {self.type_name}"
-        checks.require_dtype("blocks", self.blocks, (torch.uint8,), where)
-        shape = self.blocks.shape
-        if self.blocks.ndim != 2 or shape[1] == 0 or shape[1] % kind.nbytes:
-            raise ShapeError(
-                f"blocks have shape {tuple(shape)}",
-                where,
-                f"Expected [out, bytes], a multiple of {kind.nbytes} bytes.",
-            )
+        nbytes = block_type(self.type_name).nbytes
+        checks.require_blocks(self.blocks, nbytes, f"GGUF {self.type_name}")
 
     @property
     def shape(self) -> torch.Size:
