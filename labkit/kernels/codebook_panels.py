@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from labkit.core.codebook import BOOKS, CodebookTensor, NestedAbsmax, require_known
-from labkit.core.errors import GroupSizeError, SchemeError, ShapeError
+from labkit.core.errors import GroupSizeError, ShapeError
 from labkit.kernels import checks
 from labkit.kernels.nibble_panels import (
     CHUNK,
@@ -81,8 +81,7 @@ class CodebookPanels:
         checks.require_dtype(name, part, (dtype,), _WHERE)
         checks.require_device(name, part, torch.device("cpu"), _WHERE)
         checks.require_shape(name, part, shape, _WHERE)
-        if not part.is_contiguous():
-            raise SchemeError(f"{name} is not contiguous", _WHERE, "Call .contiguous().")
+        checks.require_contiguous(name, part, _WHERE)
 
     @staticmethod
     def fits(weight: CodebookTensor) -> bool:

@@ -1,7 +1,7 @@
 """NF4 and FP4 on a CPU: int4 with other levels, and a magnitude where int4 has a scale.
 
 Sixteen numbers fit a register, so a code is one look-up away from its number: panels go through the
-loops of int4. Rows one after another are decoded by tiles, which costs several times as much.
+loops of int4. Rows one after another are written out by tiles and read again, which costs more.
 """
 
 from __future__ import annotations

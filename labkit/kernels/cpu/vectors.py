@@ -131,21 +131,15 @@ def byte_dot(typing_context, total, unsigned, signed):
     return INTS(INTS, INTS, INTS), generate
 
 
-def _split(first: int, period: int, meaning: str):
-    """An intrinsic (below, above): ``below`` in the first lanes of every period, else ``above``."""
+@intrinsic
+def halves(typing_context, below, above):
+    """Lanes 0 to 7 of the first, lanes 8 to 15 of the second."""
 
-    def typed(typing_context, below, above):
-        def generate(context, builder, signature, arguments):
-            mask = [lane if lane % period < first else lane + LANES for lane in range(LANES)]
-            return builder.shuffle_vector(*arguments, constant_ints(mask))
+    def generate(context, builder, signature, arguments):
+        mask = [lane if lane < LANES // 2 else lane + LANES for lane in range(LANES)]
+        return builder.shuffle_vector(*arguments, constant_ints(mask))
 
-        return FLOATS(FLOATS, FLOATS), generate
-
-    typed.__doc__ = meaning
-    return typed
-
-
-halves = intrinsic(_split(8, 16, "Lanes 0 to 7 of the first, lanes 8 to 15 of the second."))
+    return FLOATS(FLOATS, FLOATS), generate
 
 
 @intrinsic

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from labkit.core.codebook import CodebookTensor, NestedAbsmax
-from labkit.kernels import CodebookPanels, codebook_linear
+from labkit.kernels import codebook_linear
 from labkit.nn.packed.form import Form, Index
 
 _DTYPES = {str(d): d for d in (torch.float32, torch.float16, torch.bfloat16)}
@@ -31,13 +31,23 @@ class CodebookForm(Form):
 
     @property
     def label(self) -> str:
-        return named(self.weight)
+        nested = ", double quantization" if isinstance(self.weight.absmax, NestedAbsmax) else ""
+        return f"{self.weight.quant_type} block {self.weight.block_size}{nested}"
 
     def parts(self) -> dict[str, Tensor]:
         return {"packed": self.weight.packed, **magnitudes(self.weight.absmax)}
 
     def settings(self) -> dict[str, object]:
-        return settings_of(self.weight)
+        weight = self.weight
+        found: dict[str, object] = {
+            "shape": list(weight.shape),
+            "quant_type": weight.quant_type,
+            "block_size": weight.block_size,
+            "dtype": str(weight.dtype),
+        }
+        if isinstance(weight.absmax, NestedAbsmax):
+            found["run"] = weight.absmax.block_size
+        return found
 
     @classmethod
     def restored(cls, parts: dict[str, Tensor], settings: dict) -> CodebookForm:
@@ -60,12 +70,6 @@ class CodebookForm(Form):
         return part.dequantize()
 
 
-def named(weight: CodebookTensor | CodebookPanels) -> str:
-    """Its type in a few words."""
-    nested = ", double quantization" if isinstance(weight.absmax, NestedAbsmax) else ""
-    return f"{weight.quant_type} block {weight.block_size}{nested}"
-
-
 def magnitudes(absmax: Tensor | NestedAbsmax) -> dict[str, Tensor]:
     """What a form stores of them."""
     if not isinstance(absmax, NestedAbsmax):
@@ -75,21 +79,8 @@ def magnitudes(absmax: Tensor | NestedAbsmax) -> dict[str, Tensor]:
     return {**nested, "offset": offset}
 
 
-def settings_of(weight: CodebookTensor | CodebookPanels) -> dict[str, object]:
-    """What a form notes besides its tensors."""
-    found: dict[str, object] = {
-        "shape": list(weight.shape),
-        "quant_type": weight.quant_type,
-        "block_size": weight.block_size,
-        "dtype": str(weight.dtype),
-    }
-    if isinstance(weight.absmax, NestedAbsmax):
-        found["run"] = weight.absmax.block_size
-    return found
-
-
 def restored(parts: dict[str, Tensor], settings: dict) -> dict:
-    """Arguments of a weight, besides its codes, from `magnitudes` and `settings_of`."""
+    """Arguments of a weight, besides its codes, from `magnitudes` and a form's settings."""
     absmax: Tensor | NestedAbsmax = parts["absmax"]
     if "nested" in parts:
         values = (parts["nested"], parts["absmax"], parts["levels"])

@@ -4,34 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from labkit.kernels import CodebookPanels, codebook_linear
-from labkit.nn.packed.codebook import CodebookForm, magnitudes, named, restored, settings_of
+from labkit.kernels import CodebookPanels
+from labkit.nn.packed.codebook import CodebookForm, magnitudes, restored
 from labkit.nn.packed.form import Form, Index
 
 
 @dataclass(frozen=True, eq=False)
-class CodebookPanelsForm(Form):
-    """A CodebookPanels; on another device than a CPU it becomes a CodebookTensor."""
+class CodebookPanelsForm(CodebookForm):
+    """The same of a CodebookPanels; on another device than a CPU it becomes a CodebookTensor."""
 
     weight: CodebookPanels
     kind = "codebook panels"
 
-    @property
-    def shape(self) -> torch.Size:
-        return self.weight.shape
-
-    @property
-    def label(self) -> str:
-        return named(self.weight)
-
     def parts(self) -> dict[str, Tensor]:
         return {"codes": self.weight.codes, **magnitudes(self.weight.absmax)}
-
-    def settings(self) -> dict[str, object]:
-        return settings_of(self.weight)
 
     @classmethod
     def restored(cls, parts: dict[str, Tensor], settings: dict) -> CodebookPanelsForm:
@@ -39,9 +27,6 @@ class CodebookPanelsForm(Form):
 
     def elsewhere(self) -> Form:
         return CodebookForm(self.weight.rows())
-
-    def linear(self, x: Tensor, bias: Tensor | None, activation_bits: int) -> Tensor:
-        return codebook_linear(x, self.weight, bias)
 
     def rows(self, index: Index) -> Tensor:
         return self.weight.rows(index).dequantize()
