@@ -56,3 +56,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in wanting:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol():
+    """A command that chose its number of threads must not slow down the tests behind it."""
+    torch = sys.modules.get("torch")
+    before = torch and torch.get_num_threads()
+    try:
+        return (yield)
+    finally:
+        if torch and torch.get_num_threads() != before:
+            torch.set_num_threads(before)
