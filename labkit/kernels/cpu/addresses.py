@@ -23,8 +23,10 @@ from labkit.quantize.lanes_ir import (
     INTS_IR,
     SHORTS_IR,
     broadcast,
+    call,
 )
 
+_AHEAD = 2048
 _LOW, _TOP = np.int32(0x7FFF), np.int32(0x8000)
 _SHIFT, _SIXTEEN, _TO_FLOAT = np.int32(13), np.int32(16), np.float32(2.0**112)
 
@@ -42,6 +44,35 @@ def words_at(typing_context, address):
         return _loaded(builder, arguments[0], INTS_IR)
 
     return INTS(types.int64), generate
+
+
+@intrinsic
+def _ask_for(typing_context, address):
+    """Have the processor fetch a cache line; one that is not there does no harm."""
+
+    def generate(context, builder, signature, arguments):
+        byte = ir.IntType(8).as_pointer()
+        place, read, keep, data = (
+            builder.inttoptr(arguments[0], byte),
+            INT_IR(0),
+            INT_IR(3),
+            INT_IR(1),
+        )
+        call(builder, "llvm.prefetch.p0", ir.VoidType(), [place, read, keep, data])
+        return context.get_dummy_value()
+
+    return types.none(types.int64), generate
+
+
+@inlined
+def next_words_at(address):
+    """The same of bytes that are read once, in their order: those _AHEAD on are asked for.
+
+    Loops that have much to do for a line gain by it: int4 with floating-point x. Those with int8 x,
+    and those of GGUF blocks, lose.
+    """
+    _ask_for(address + _AHEAD)
+    return words_at(address)
 
 
 @intrinsic

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from labkit.kernels.cpu.addresses import float32_at, number_at, store_at, words_at
+from labkit.kernels.cpu.addresses import float32_at, next_words_at, number_at, store_at, words_at
 from labkit.kernels.cpu.int4_panel_groups import offset, scales_at
 from labkit.kernels.cpu.look_ups import eight
 from labkit.kernels.cpu.parallel import compiled, inlined
@@ -44,7 +44,7 @@ def one_token(levels, codes, scales, half, zeros, groups, group_slots, x, sums, 
     for group in range(groups):
         a = b = c = d = splat(_ZERO)
         for word in range(group * words, (group + 1) * words):
-            w, at = eight(table, words_at(codes + 64 * word)), x + 4 * _first(word)
+            w, at = eight(table, next_words_at(codes + 64 * word)), x + 4 * _first(word)
             a = multiply_add(w[0], number_at(at), a)
             b = multiply_add(w[1], number_at(at + 64), b)
             c = multiply_add(w[2], number_at(at + 4), c)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from labkit.kernels.cpu.addresses import store_at, word_at, words_at
+from labkit.kernels.cpu.addresses import next_words_at, store_at, word_at, words_at
 from labkit.kernels.cpu.int4_panel_groups import offset, scales_at
 from labkit.kernels.cpu.pairs import look_up_pairs, pair_dot
 from labkit.kernels.cpu.parallel import compiled, inlined
@@ -52,7 +52,7 @@ def one_token(table, codes, scales, half, zeros, groups, group_slots, x, sums, o
     for group in range(groups):
         a = b = c = d = splat(_ZERO)
         for slot in range(group * group_slots, (group + 1) * group_slots, 8):
-            w, at = _weights(levels, words_at(codes + 8 * slot)), x + 2 * slot
+            w, at = _weights(levels, next_words_at(codes + 8 * slot)), x + 2 * slot
             a = pair_dot(a, w[0], word_at(at))
             b = pair_dot(b, w[1], word_at(at + 4))
             c = pair_dot(c, w[2], word_at(at + 8))
