@@ -132,6 +132,9 @@ def test_a_read_only_home_is_read_and_never_crashes(path, tmp_path):
     own = [folder for folder in tmp_path.parents if folder.name.startswith(("pytest-", "popen-"))]
     for directory in (tmp_path, *own):
         directory.chmod(0o755)
+    closed = [folder for folder in tmp_path.parents if not folder.stat().st_mode & 0o001]
+    if os.getuid() == 0 and closed:
+        pytest.skip(f"no ordinary user may enter {closed[0]}")
     path.chmod(0o444)
     path.parent.chmod(0o555)
     read_end, write_end = os.pipe()
