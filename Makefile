@@ -83,7 +83,7 @@ $(CARD)/.labkit-ready: environment.yml constraints-card.txt $(MAKING)
 peers: card-env gptqmodel-env llmcompressor-env ## the real libraries, each in an environment of its own
 
 gptqmodel-env llmcompressor-env: %-env: setup
-	@$(PY) -m labkit.peers.environments $*
+	@$(PY) -m labkit.peers $*
 
 clean: ## remove all environments and the caches of the tools
 	rm -rf $(VENV) $(CARD) .venv-gptqmodel .venv-llmcompressor .pytest_cache .mypy_cache .ruff_cache .hypothesis .numba

@@ -1,7 +1,7 @@
 """Where each real library lives: its virtual environment, and how that is made.
 
     make peers                                 all of them
-    python -m labkit.peers.environments        the same; with names, only those
+    python -m labkit.peers                     those made here; with names, only these
 
 They contradict each other, and the course, in what they need, so each has an environment of its own
 beside `.venv`. $LABKIT_PEERS names further folders to look in, separated as in PATH.
@@ -10,7 +10,6 @@ beside `.venv`. $LABKIT_PEERS names further folders to look in, separated as in 
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,17 +126,3 @@ def build(name: str) -> None:
 def _places(environment: Environment) -> list[Path]:
     more = os.environ.get("LABKIT_PEERS", "").split(os.pathsep)
     return [Path(place) / environment.folder for place in [str(ROOT), *more] if place]
-
-
-def main(names: list[str]) -> None:
-    """Build the environments named, or all that this module makes itself."""
-    own = [name for name, environment in ENVIRONMENTS.items() if environment.installs]
-    os.chdir(ROOT)
-    for name in names or own:
-        if name not in own:
-            sys.exit(f"no environment {name!r} to make here; there are {', '.join(own)}")
-        build(name)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -10,6 +10,7 @@ import torch
 
 from labkit.core.errors import PeerError, PeerMissingError
 from labkit.environment.create import STAMP
+from labkit.peers import __main__ as command
 from labkit.peers import available, call, environments
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,7 +108,7 @@ def test_every_environment_pins_torch_and_what_it_asks_for():
 
 def test_unknown_environments_are_refused():
     with pytest.raises(SystemExit, match="gptqmodel, llmcompressor"):
-        environments.main(["card"])
+        command.main(["card"])
 
 
 def test_scripts_need_nothing_of_labkit():
