@@ -153,6 +153,18 @@ class CodebookPanels:
         return self.rows().dequantize()
 
     @cached_property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """Codes and magnitudes as compiled code takes them: bytes, a row for each panel.
+
+        None for magnitudes that are codes.
+        """
+        count, absmax = len(self.codes), self.absmax
+        codes = self.codes.reshape(count, -1).numpy()
+        if isinstance(absmax, NestedAbsmax):
+            return codes, None
+        return codes, absmax.reshape(count, -1).view(torch.uint8).numpy()
+
+    @cached_property
     def levels(self) -> np.ndarray:
         """The sixteen numbers, float32."""
         return np.array(BOOKS[self.quant_type].values, np.float32)

@@ -25,24 +25,21 @@ def linear(x: Tensor, weight: CodebookTensor | CodebookPanels) -> Tensor:
     """x [tokens, in] @ (levels[code] * absmax).T, float32 [tokens, out]."""
     if isinstance(weight, CodebookTensor):
         return _decoded(torch.from_numpy(float_rows(x, weight.shape[1])), weight)
-    count, absmax = len(weight.codes), weight.absmax
-    codes = weight.codes.reshape(count, -1).numpy()
-    if isinstance(absmax, NestedAbsmax):
-        scales = _unnested(absmax, weight.shape[0], count)
-    else:
-        scales = absmax.reshape(count, -1).numpy()
-    held = codes, scales.view(np.uint8), False, _NO_ZEROS, weight.block_size
+    codes, scales = weight.arrays
+    if scales is None:
+        scales = _unnested(weight.absmax, weight.shape[0], len(codes))
+    held = codes, scales, False, _NO_ZEROS, weight.block_size
     return int4_panels.product(x, weight, held)
 
 
 def _unnested(absmax: NestedAbsmax, rows: int, panels: int) -> np.ndarray:
-    """Magnitudes that were codes, in panels: float32 [panels, blocks * 16]."""
+    """Magnitudes that were codes, in panels: the bytes of float32 [panels, blocks, 16]."""
     parts = absmax.codes.reshape(rows, -1), absmax.absmax, absmax.levels
     codes, times, levels = (part.contiguous().numpy() for part in parts)
     out = np.zeros((panels, codes.shape[1], ROWS), np.float32)
     count = part_count(out.nbytes, panels)
     run(_decode, count, codes, times, levels, np.float32(absmax.offset), absmax.block_size, out)
-    return out.reshape(panels, -1)
+    return out.reshape(panels, -1).view(np.uint8)
 
 
 @shared
