@@ -60,7 +60,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol():
-    """A command that chose its number of threads must not slow down the tests behind it."""
+    """A command that chooses its number of threads does not choose that of the tests behind it."""
     torch = sys.modules.get("torch")
     before = torch and torch.get_num_threads()
     try:

@@ -67,12 +67,9 @@ class CodebookPanels:
         panels, blocks = -(-self.shape[0] // ROWS), self.shape[1] // self.block_size
         self._require("codes", self.codes, torch.uint8, (panels, self.shape[1] // CHUNK, 4, 16, 4))
         if isinstance(self.absmax, NestedAbsmax):
-            for name, dtype in (("codes", torch.uint8), ("absmax", torch.float32)):
-                part = getattr(self.absmax, name)
-                self._require(f"absmax.{name}", part, dtype, tuple(part.shape))
-            checks.require_shape(
-                "absmax.codes", self.absmax.codes, (self.shape[0] * blocks,), _WHERE
-            )
+            # Its other parts fit these codes, or there were no NestedAbsmax.
+            count = (self.shape[0] * blocks,)
+            self._require("absmax.codes", self.absmax.codes, torch.uint8, count)
         else:
             self._require("absmax", self.absmax, torch.float32, (panels, blocks, ROWS))
 

@@ -26,7 +26,7 @@ from labkit.quantize.lanes_ir import (
     call,
 )
 
-_AHEAD = 2048
+_AHEAD = 2048  # bytes
 _LOW, _TOP = np.int32(0x7FFF), np.int32(0x8000)
 _SHIFT, _SIXTEEN, _TO_FLOAT = np.int32(13), np.int32(16), np.float32(2.0**112)
 
@@ -51,13 +51,8 @@ def _ask_for(typing_context, address):
     """Have the processor fetch a cache line; one that is not there does no harm."""
 
     def generate(context, builder, signature, arguments):
-        byte = ir.IntType(8).as_pointer()
-        place, read, keep, data = (
-            builder.inttoptr(arguments[0], byte),
-            INT_IR(0),
-            INT_IR(3),
-            INT_IR(1),
-        )
+        place = builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
+        read, keep, data = INT_IR(0), INT_IR(3), INT_IR(1)
         call(builder, "llvm.prefetch.p0", ir.VoidType(), [place, read, keep, data])
         return context.get_dummy_value()
 
