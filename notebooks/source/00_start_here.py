@@ -158,9 +158,9 @@ rows = [row for _, row in score(model, tokenizer, rtn_entries(), effort)]
 Console(width=118, force_jupyter=False).print(score_table(rows, "Round-to-nearest"))
 
 # %% [markdown]
-# Each task asks 16 questions here, so one question is 6 points: a difference of one or two of them is
-# chance, even where fewer bits seem to do better. `labkit score` takes more questions and more text,
-# so its numbers differ. What the table must show on any machine:
+# Each task asks 16 questions here, so one question is 6 points: a difference of one or two of them
+# is chance, even where fewer bits seem to do better. `labkit score` takes more questions and more
+# text, so its numbers differ. What the table must show on any machine:
 
 # %%
 mean = {row.method: sum(row.perplexity.values()) / 2 for row in rows}
