@@ -73,8 +73,12 @@ def copies(weight: Tensor, count: int) -> list[Tensor]:
     return [copy(weight) for _ in range(count)]
 
 
+_SETTLE = 0.01  # seconds: the threads of some libraries go on spinning for a while
+
+
 def each_call(calls: Sequence[Call]) -> list[float]:
-    """Seconds of each call but the first, on a CPU."""
+    """Seconds of each call but the first, on a CPU that nobody before has kept busy."""
+    time.sleep(_SETTLE)
     calls[0]()  # its threads are awake, its code is in the cache
     spent = []
     for call in calls[1:] or calls:

@@ -15,3 +15,8 @@ def has(feature: str) -> bool:
     if chosen is not None:
         return f"+{feature}" in chosen.split(",")
     return bool(llvm.get_host_cpu_features().get(feature, False))
+
+
+def name() -> str:
+    """LLVM's name of it, such as "znver4"; of the one that NUMBA_CPU_NAME says, where it does."""
+    return numba.config.CPU_NAME or llvm.get_host_cpu_name()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from labkit.kernels.cpu.addresses import number_at, store_at, word_at, words_at
+from labkit.kernels.cpu.addresses import next_codes_at, number_at, store_at, word_at, words_at
 from labkit.kernels.cpu.int4_panel_groups import begin, scales_at, zeros_at
 from labkit.kernels.cpu.parallel import compiled, inlined
 from labkit.kernels.cpu.vectors import byte_dot, multiply_add
@@ -36,10 +36,10 @@ def one_token(codes, scales, half, zeros, groups, group_slots, x, sums, scale_x,
         b = splat(_NONE)
         for place in range(group * group_slots, (group + 1) * group_slots, 32):
             words = codes + 8 * place
-            a = _word(a, words_at(words), x, place)
-            b = _word(b, words_at(words + 64), x, place + 4)
-            a = _word(a, words_at(words + 128), x, place + 8)
-            b = _word(b, words_at(words + 192), x, place + 12)
+            a = _word(a, next_codes_at(words), x, place)
+            b = _word(b, next_codes_at(words + 64), x, place + 4)
+            a = _word(a, next_codes_at(words + 128), x, place + 8)
+            b = _word(b, next_codes_at(words + 192), x, place + 12)
         result = multiply_add(to_floats(a + b), scales_at(scales, half, group), result)
     store_at(out, result * number_at(scale_x))
 

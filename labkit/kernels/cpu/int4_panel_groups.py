@@ -6,6 +6,7 @@ import numpy as np
 
 from labkit.kernels.cpu.addresses import (
     address_of,
+    ask_ahead,
     bytes_at,
     float16_at,
     float32_at,
@@ -24,7 +25,9 @@ _NONE, _ZERO, _MIDDLE = np.int32(0), np.float32(0), np.int32(SYMMETRIC_ZERO)
 @inlined
 def scales_at(scales, half, group):
     """The sixteen scales of a group, float16 if ``half``."""
-    return float16_at(scales + 32 * group) if half else float32_at(scales + 64 * group)
+    place = scales + (32 * group if half else 64 * group)
+    ask_ahead(place)
+    return float16_at(place) if half else float32_at(place)
 
 
 @inlined

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from labkit.kernels.cpu.addresses import float16_at, words_at
+from labkit.kernels.cpu.addresses import float16_at, next_codes_at
 from labkit.kernels.cpu.loads import splat_word
 from labkit.kernels.cpu.panel_codes import HALF_OF_4, HALF_OF_6, HALF_OF_8, field, signed_field
 from labkit.kernels.cpu.parallel import compiled, inlined
@@ -39,7 +39,7 @@ def q4_0_one(panel, blocks, x, scale, less, token, out, place):
         start = panel + 288 * chunk
         low = high = splat(_NONE)
         for unit in range(4):
-            word, column = words_at(start + 32 + 64 * unit), 32 * chunk + 4 * unit
+            word, column = next_codes_at(start + 32 + 64 * unit), 32 * chunk + 4 * unit
             low = byte_dot(low, word & splat(_LOW), splat_word(q, column))
             high = byte_dot(high, word & splat(_HIGH), splat_word(q, column + 16))
         both = (low << splat(_FOUR)) + high
@@ -56,10 +56,10 @@ def q8_0_one(panel, blocks, x, scale, less, token, out, place):
         start = panel + 544 * chunk
         some = more = splat(_NONE)
         for unit in range(4):  # and then the rest: memory is read in its order
-            word, column = words_at(start + 32 + 64 * unit), 32 * chunk + 4 * unit
+            word, column = next_codes_at(start + 32 + 64 * unit), 32 * chunk + 4 * unit
             some = byte_dot(some, word ^ splat(_SIGNS), splat_word(q, column))
         for unit in range(4, 8):
-            word, column = words_at(start + 32 + 64 * unit), 32 * chunk + 4 * unit
+            word, column = next_codes_at(start + 32 + 64 * unit), 32 * chunk + 4 * unit
             more = byte_dot(more, word ^ splat(_SIGNS), splat_word(q, column))
         value = _shifted(some + more, dx[chunk], HALF_OF_8, chunk, minus)
         found = multiply_add(float16_at(start), value, found)
@@ -78,12 +78,12 @@ def _pair(five, start, pair, chunk, scales, mins, x, scale, less, inner, least):
     low = high = low_top = high_top = splat(_NONE)
     words = start + (768 if five else 256) + 512 * pair
     for unit in range(8):
-        word, column = words_at(words + 64 * unit), 32 * chunk + 4 * unit
+        word, column = next_codes_at(words + 64 * unit), 32 * chunk + 4 * unit
         near, far = splat_word(x, column), splat_word(x, column + 32)
         low = byte_dot(low, word & splat(_LOW), near)
         high = byte_dot(high, word & splat(_HIGH), far)
         if five:
-            tops = words_at(start + 256 + 64 * unit)
+            tops = next_codes_at(start + 256 + 64 * unit)
             low_top = byte_dot(low_top, _fifth(tops, 2 * pair), near)
             high_top = byte_dot(high_top, _fifth(tops, 2 * pair + 1), far)
     low_unit = _ONE
@@ -109,8 +109,12 @@ def _four_or_five(five, panel, blocks, x, scale, less, token, out, place):
     found, q, dx, minus = splat(_ZERO), x[token], scale[token], less[token]
     for block in range(blocks):
         start, chunk = panel + (2816 if five else 2304) * block, 8 * block
-        head = words_at(start)
-        first, second, rest = words_at(start + 64), words_at(start + 128), words_at(start + 192)
+        head = next_codes_at(start)
+        first, second, rest = (
+            next_codes_at(start + 64),
+            next_codes_at(start + 128),
+            next_codes_at(start + 192),
+        )
         a, b = first & splat(_SIX), second & splat(_SIX)
         inner = least = splat(_ZERO)
         inner, least = _pair(five, start, 0, chunk, a, b, q, dx, minus, inner, least)
@@ -150,7 +154,7 @@ def _sixteens(start, near, far, part, chunk, x, scale, less, inner):
     a = b = c = d = splat(_NONE)
     for k in range(4):
         column, words = 32 * chunk + 16 * part + 4 * k, start + 192 * (4 * part + k)
-        one, two, top = words_at(words), words_at(words + 64), words_at(words + 128)
+        one, two, top = next_codes_at(words), next_codes_at(words + 64), next_codes_at(words + 128)
         codes = (one & splat(_LOW)) | ((top << splat(_FOUR)) & splat(_PAIRS))
         a = byte_dot(a, codes, splat_word(x, column))
         codes = (two & splat(_LOW)) | ((top << splat(_TWO)) & splat(_PAIRS))
@@ -173,7 +177,7 @@ def q6_k_one(panel, blocks, x, scale, less, token, out, place):
         start, inner = panel + 3360 * block, splat(_ZERO)
         for half in range(2):
             # Of 8 sub-blocks: scale 2 q + part belongs to chunk q of four.
-            near, far = words_at(start + 128 * half), words_at(start + 128 * half + 64)
+            near, far = next_codes_at(start + 128 * half), next_codes_at(start + 128 * half + 64)
             words, chunk = start + 256 + 1536 * half, 8 * block + 4 * half
             inner = _sixteens(words, near, far, 0, chunk, q, dx, minus, inner)
             inner = _sixteens(words, near, far, 1, chunk, q, dx, minus, inner)
