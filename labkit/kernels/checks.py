@@ -96,9 +96,10 @@ def product(x: Tensor, columns: int, rows: int, multiply: Callable[[Tensor], Ten
     """``multiply`` of x [..., columns] as [tokens, columns]; of no token at all, nothing.
 
     A kernel may count on a first token: one that wrote its sums to a row that was not there
-    damaged the heap.
+    damaged the heap. What is as it should be is left out: each step takes as long as a panel.
     """
-    flat = x.detach() if x.ndim == 2 else x.detach().reshape(-1, columns)
+    x = x.detach() if x.requires_grad else x
+    flat = x if x.ndim == 2 else x.reshape(-1, columns)
     return multiply(flat) if len(flat) else torch.zeros(0, rows, device=x.device)
 
 
@@ -106,5 +107,5 @@ def finish(y: Tensor, x: Tensor, rows: int, bias: Tensor | None) -> Tensor:
     """``y`` [tokens, rows], the bias added, in x's dtype and in the shape [..., rows]."""
     if bias is not None:
         y = y + bias.to(y.dtype)
-    y = y.to(x.dtype)
+    y = y if y.dtype == x.dtype else y.to(x.dtype)
     return y if x.ndim == 2 else y.reshape(*x.shape[:-1], rows)

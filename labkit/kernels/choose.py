@@ -26,8 +26,10 @@ def module(operation: str, device: torch.device, implementation: str | None) -> 
     Raises:
         SchemeError: an unknown name, one that does not run on ``device``, or Triton missing.
     """
+    if implementation is None and device.type == "cpu":
+        return _imported(f"labkit.kernels.cpu.{operation}")
     if implementation is None:
-        implementation = {"cpu": "cpu", "cuda": "gpu"}.get(device.type, "reference")
+        implementation = "gpu" if device.type == "cuda" else "reference"
     where = f"{operation} on {device}"
     if implementation not in NAMES:
         raise SchemeError(

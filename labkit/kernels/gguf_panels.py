@@ -16,6 +16,7 @@ llama.cpp repacks weights for its processor at load time for the same reason.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -111,6 +112,11 @@ class GgufPanels:
             out = data[first // ROWS : -(-last // ROWS)].numpy()
             _interleave(part.reshape(-1, ROWS, count, kind.nbytes), type_name, out)
         return cls(data, type_name, torch.Size((rows, count * kind.weights)))
+
+    @cached_property
+    def array(self) -> np.ndarray:
+        """The data as compiled code takes them."""
+        return self.data.numpy()
 
     @property
     def nbytes(self) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 from labkit.kernels.cpu.addresses import address_of
 from labkit.kernels.cpu.panel_codes import NUMBERS
 from labkit.kernels.cpu.panel_products import panel_product
-from labkit.kernels.cpu.parallel import part_count, run, shared
+from labkit.kernels.cpu.parallel import float_rows, part_count, run, shared
 from labkit.kernels.cpu.runs import RUN, complain, round_token
 from labkit.kernels.gguf_panels import ROWS, GgufPanels
 
@@ -20,7 +20,7 @@ def linear(x: Tensor, weight: GgufPanels) -> Tensor:
 
     Raises NonFiniteError for NaN or infinity.
     """
-    rows, data = x.to(torch.float32).contiguous().numpy(), weight.data.numpy()
+    rows, data = float_rows(x, weight.shape[1]), weight.array
     tokens, panels = len(rows), len(data)
     out = np.empty((tokens, panels * ROWS), np.float32)
     count = part_count(data.nbytes * max(1, tokens // 2), max(1, panels))

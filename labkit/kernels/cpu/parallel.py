@@ -100,7 +100,10 @@ def run(kernel: Callable, count: int, *arguments):
 
 def float_rows(x: Tensor, columns: int) -> np.ndarray:
     """x [..., columns] as float32 [tokens, columns], contiguous."""
-    return x.detach().reshape(-1, columns).to(torch.float32).contiguous().numpy()
+    x = x.detach() if x.requires_grad else x
+    flat = x if x.ndim == 2 else x.reshape(-1, columns)
+    flat = flat if flat.dtype == torch.float32 else flat.to(torch.float32)
+    return np.ascontiguousarray(flat.numpy())
 
 
 def fours(tokens: int) -> int:
