@@ -37,7 +37,7 @@ def score_block() -> str:
         cells += [f"{row['tasks'][t]:.0%}" for t in tasks]
         lines.append(f"| {' | '.join(cells)} |")
     made = result["made_with"]
-    lines += ["", f"`{result['command']}`, {made['cpu']}, Python {made['python']}."]
+    lines += ["", f"`{result['command']}`, {_processor(made)}, Python {made['python']}."]
     return "\n".join(lines)
 
 
@@ -58,7 +58,7 @@ def bench_block(group: str) -> str:
     some = SHOWN.get(group, "")
     rows = [row for row in result["rows"] if re.search(some, row["what"])]
     made = result["made_with"]
-    source = f"`{result['command']}`, {made['cpu']}, torch {made['torch']}."
+    source = f"`{result['command']}`, {_processor(made)}, torch {made['torch']}."
     if len(rows) < len(result["rows"]):
         source += f" {len(rows)} of {len(result['rows'])} rows: data/results/bench-{group}.json."
     if "file_bytes" in rows[0]:
@@ -115,9 +115,7 @@ def gguf_block() -> str:
     same = "equal" if all(row["equal"] for row in result["rows"]) else "NOT equal"
     made = result["made_with"]
     size = result["rows"][0]["size"]
-    said = (
-        f"`{result['command']}`, {size} x {size} weights, {made['cpu']}; bytes and values: {same}."
-    )
+    said = f"`{result['command']}`, {size} x {size} weights, {_processor(made)}; bytes and values: {same}."
     return "\n".join([*lines, "", said])
 
 
@@ -126,8 +124,14 @@ def study_block(name: str) -> str:
     result = _read(f"study-{name}.json")
     made = result["made_with"]
     table = import_module(f"labkit.study.{name}").readme_block(result)
-    source = f"`{result['command']}`, {made['cpu']}, torch {made['torch']}."
+    source = f"`{result['command']}`, {_processor(made)}, torch {made['torch']}."
     return f"{table}\n\n{source}"
+
+
+def _processor(made: dict[str, object]) -> str:
+    """Such as "AMD EPYC (znver5)"; older records do not say which design it was."""
+    design = f" ({made['design']})" if "design" in made else ""
+    return f"{made['cpu']}{design}"
 
 
 def _error(value: float | None) -> str:

@@ -20,12 +20,13 @@ def cpu_name() -> str:
 def made_with() -> dict[str, object]:
     """Python, torch, processor and threads of this run; the GPU's name if there is one.
 
-    A name such as "AMD EPYC" says little, so the cores that this process may use and the vector
-    instructions that kernels care about stand beside it.
+    A name such as "AMD EPYC" says little, so the core's design, the cores that this process may use
+    and the vector instructions that kernels care about stand beside it.
     """
     import torch
 
     from labkit.environment.processor import instructions, usable_cores
+    from labkit.quantize.processor import name
 
     gpu = {"gpu": torch.cuda.get_device_name(0)} if torch.cuda.is_available() else {}
     return {
@@ -33,6 +34,7 @@ def made_with() -> dict[str, object]:
         "torch": torch.__version__,
         "platform": platform.system(),
         "cpu": cpu_name(),
+        "design": name(),
         "cores": usable_cores(),
         "instructions": instructions(),
         "threads": torch.get_num_threads(),
