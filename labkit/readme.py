@@ -113,9 +113,8 @@ def gguf_block() -> str:
             cells += [f"{row['ratio']:.1f}" for row in rows]
         lines.append(f"| {' | '.join(cells)} |")
     same = "equal" if all(row["equal"] for row in result["rows"]) else "NOT equal"
-    made = result["made_with"]
-    size = result["rows"][0]["size"]
-    said = f"`{result['command']}`, {size} x {size} weights, {_processor(made)}; bytes and values: {same}."
+    size, machine = result["rows"][0]["size"], _processor(result["made_with"])
+    said = f"`{result['command']}`, {size} x {size} weights, {machine}; bytes and values: {same}."
     return "\n".join([*lines, "", said])
 
 
