@@ -100,6 +100,12 @@ def scale_paths(log: ScaleLog, before: dict[str, torch.Tensor], after: dict[str,
 
 
 def fast_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 itself; elsewhere it is slower than float32."""
+    """Whether this processor multiplies bfloat16 itself; elsewhere it is slower than float32.
+
+    oneDNN, which torch leaves the products to, may be told to use less than there is.
+    """
     found = torch.cpu.get_capabilities()
-    return any(bool(found.get(name)) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    there = any(bool(found.get(name)) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    if there and torch.backends.mkldnn.is_available():
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return there

@@ -1,5 +1,9 @@
 """Notebook 08: its sliders, its live curve and its tables say what the numbers say."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -103,7 +107,18 @@ def test_the_curve_is_drawn_while_the_trainer_runs(small):
 )
 def test_bfloat16_where_the_processor_has_it(monkeypatch, found, fast):
     monkeypatch.setattr(widgets_08_training.torch.cpu, "get_capabilities", lambda: found)
+    monkeypatch.setattr(widgets_08_training.torch.backends.mkldnn, "is_available", lambda: False)
     assert fast_bfloat16() is fast
+
+
+def test_no_bfloat16_where_onednn_may_not_use_it():
+    """It would fall back to loops that take many times as long as float32."""
+    code = "from labkit.course.widgets_08_training import fast_bfloat16; print(fast_bfloat16())"
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["False"]
 
 
 def a_run(what):
