@@ -48,6 +48,18 @@ class Compared(Awq):
 
 THEIRS = []
 
+# glibc returns large blocks to the system at once, and takes longer to get them again, page by
+# page, than AutoAWQ takes to compute.
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**33), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory_is_kept():
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in KEEP_MEMORY.items():
+            patch.setenv(name, value)
+        yield
+
 
 def loss_of(block, fold, inputs, scales):
     """Mean squared error of what the fold's loss is measured on, over all calibration tokens."""
