@@ -31,7 +31,8 @@ def call(
     """Run ``labkit/peers/scripts/<script>.py`` with the Python that has ``peer``.
 
     The script defines ``main(tensors, settings) -> (tensors, results)`` and imports nothing of
-    labkit. Tensors travel as safetensors, settings and results as JSON, in a temporary folder.
+    labkit. It runs in a temporary folder, where tensors travel as safetensors, settings and results
+    as JSON.
 
     Args:
         peer: a key of `labkit.peers.environments.PEERS`.
@@ -42,7 +43,7 @@ def call(
         PeerMissingError: the environment is not there; says how to make it.
         PeerError: the script failed or took too long; with the end of what it printed.
     """
-    python = python_of(peer)
+    python = python_of(peer).absolute()
     file = HERE / "scripts" / f"{script}.py"
     if not file.is_file():
         raise PeerError(f"no script {script!r}", where=peer, remedy=f"Expected {file.name}.")
@@ -62,6 +63,7 @@ def call(
                 check=False,
                 timeout=timeout,
                 env=_environment(threads),
+                cwd=folder,  # GPTQModel writes logs to where it is called
             )
         except subprocess.TimeoutExpired as error:
             raise PeerError(

@@ -64,6 +64,23 @@ def test_tensors_and_settings_come_back(own_python, script, monkeypatch):
     assert results == {"threads": "1", "keeps": True, "bits": 4}
 
 
+def test_what_a_library_writes_beside_itself_goes_with_the_call(
+    own_python, script, tmp_path, monkeypatch
+):
+    name = script(
+        "from pathlib import Path\n"
+        "def main(tensors, settings):\n"
+        "    Path('logs').mkdir()\n"
+        "    return {}, {}\n"
+    )
+    here = tmp_path / "work"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("LABKIT_PEERS", "../places")  # a path from here, not from there
+    call("auto_gptq", name)
+    assert list(here.iterdir()) == []
+
+
 def test_a_script_that_fails_shows_what_it_printed(own_python, script):
     name = script("def main(tensors, settings):\n    raise RuntimeError('its own words')\n")
     with pytest.raises(PeerError, match="its own words"):
