@@ -526,6 +526,12 @@ assert len(rungs) == 9 and min(floor4, floor32) > 0
 # than the bytes that it saves.
 
 # %% [markdown]
+# **Bytes that are on their way.** A processor fetches ahead what a loop will read, unasked; in a
+# loop that unpacks, too late. So the panels ask: `ask_ahead` in `labkit/kernels/cpu/addresses.py`,
+# 8, 6 and 4 KB before a line is read. Thrice, since a request may get lost. That is tuned on Zen 5;
+# on Zen 4, asking hurt products of integers.
+
+# %% [markdown]
 # **Threads.** The rows are dealt out; nobody waits for anybody. More threads can fetch more bytes,
 # up to the memory's limit, so a kernel that computes gains more than one that waits.
 
