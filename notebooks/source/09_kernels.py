@@ -528,7 +528,7 @@ assert len(rungs) == 9 and min(floor4, floor32) > 0
 # %% [markdown]
 # **Bytes that are on their way.** A processor fetches ahead what a loop will read, unasked; in a
 # loop that unpacks, too late. So the panels ask: `ask_ahead` in `labkit/kernels/cpu/addresses.py`,
-# 8, 6 and 4 KB before a line is read. Thrice, since a request may get lost. That is tuned on Zen 5;
+# 8, 6 and 4 KB before a line is read. Thrice, since requests get lost. That is tuned on Zen 5;
 # on Zen 4, asking hurt products of integers.
 
 # %% [markdown]
