@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from labkit.kernels.cpu.loads import load_words
-from labkit.kernels.cpu.parallel import compiled, parts, shared
+from labkit.kernels.cpu.parallel import compiled, part_count, run, shared
 from labkit.kernels.cpu.vectors import total_ints
 from labkit.quantize.lanes import splat
 
@@ -21,9 +21,9 @@ def read(table: np.ndarray) -> Tensor:
 
     Each part sums modulo 2^32: all bytes have to be read for it, which is what counts.
     """
-    with parts(table.nbytes, len(table) // STEP) as count:
-        found = np.zeros(count, np.int64)
-        _read(table, count, found)
+    count = part_count(table.nbytes, len(table) // STEP)
+    found = np.zeros(count, np.int64)
+    run(_read, count, table, found)
     return torch.tensor([int(found.sum())])
 
 
@@ -39,7 +39,7 @@ def _sum(table, first, last):
 
 
 @shared
-def _read(table, count, found):
+def _read(table, found, count):
     steps = table.shape[0] // STEP
     for part in numba.prange(count):
         first, last = part * steps // count, (part + 1) * steps // count
