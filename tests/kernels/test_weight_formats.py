@@ -108,14 +108,25 @@ def test_fp8(granularity, rows, columns, tokens, dtype, seed):
 
 
 def test_every_fp8_number_is_read():
-    codes = torch.arange(256, dtype=torch.uint8).repeat(2, 1).view(torch.float8_e4m3fn)
+    numbers = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    finite = numbers[~numbers.float().isnan()]
+    codes = torch.cat([finite.view(torch.uint8), finite.view(torch.uint8).flip(0)])
+    codes = codes.repeat(2, 1).view(torch.float8_e4m3fn)  # each in whole registers, and after them
     weight = Float8Tensor(codes, torch.ones(2, 1))
-    finite = ~codes[0].float().isnan()
-    unit = torch.eye(256)[:, finite]
-    columns = Float8Tensor(codes[:, finite].contiguous(), torch.ones(2, 1))
-    found = torch.cat([fp8_linear(part.T, columns) for part in unit[finite].T.split(8, dim=1)])
-    assert torch.equal(found.T, codes[:, finite].float())
-    assert fp8_linear(torch.ones(1, 256), weight).isnan().all()
+    unit = torch.eye(codes.shape[1])
+    found = torch.cat([fp8_linear(part, weight) for part in unit.split(8)])
+    assert torch.equal(found.T, codes.float())
+
+
+@pytest.mark.parametrize("nan", [0x7F, 0xFF])
+@pytest.mark.parametrize("column", [0, 1, 62, 63, 64, 127, 128, 130])
+def test_a_row_with_an_fp8_nan_is_nan_and_no_other(column, nan):
+    codes = torch.full((3, 131), 0x7E, dtype=torch.uint8)  # the largest number, 448
+    codes[1, column] = nan
+    weight = Float8Tensor(codes.view(torch.float8_e4m3fn), torch.ones(3, 1))
+    found = fp8_linear(torch.ones(1, 131), weight)
+    assert found.isnan().tolist() == [[False, True, False]]
+    assert found[0, 0] == 131 * 448
 
 
 def test_bias_strides_and_no_tokens():

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from labkit.kernels.cpu.fp8 import VALUES, floats_of
+from labkit.kernels.cpu.fp8_lanes import VALUES, floats_of
 from labkit.kernels.cpu.loads import load_signed_bytes
 from labkit.kernels.cpu.parallel import compiled, inlined, parts, shared
 from labkit.kernels.cpu.vectors import multiply_add, total

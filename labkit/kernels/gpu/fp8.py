@@ -1,4 +1,4 @@
-"""An FP8 (E4M3) weight on a GPU: bits moved into place, as in `labkit.kernels.cpu.fp8`.
+"""An FP8 (E4M3) weight on a GPU: bits moved into place, as in `labkit.kernels.cpu.fp8_lanes`.
 
 Any GPU can do that; only those from compute capability 8.9 on know the type itself.
 """
