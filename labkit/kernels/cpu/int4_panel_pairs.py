@@ -47,17 +47,23 @@ def sum_groups(x, groups, group_slots, sums):
 
 @compiled
 def one_token(table, codes, scales, half, zeros, groups, group_slots, x, sums, out):
-    """Sixteen rows with one token: four sums, so that products need not wait for each other."""
+    """Sixteen rows with one token: eight sums, so that products need not wait for each other."""
     result, levels = splat(_ZERO), words_at(table)
     for group in range(groups):
         a = b = c = d = splat(_ZERO)
-        for slot in range(group * group_slots, (group + 1) * group_slots, 8):
+        e = f = g = h = splat(_ZERO)
+        for slot in range(group * group_slots, (group + 1) * group_slots, 16):
             w, at = _weights(levels, next_words_at(codes + 8 * slot)), x + 2 * slot
             a = pair_dot(a, w[0], word_at(at))
             b = pair_dot(b, w[1], word_at(at + 4))
             c = pair_dot(c, w[2], word_at(at + 8))
             d = pair_dot(d, w[3], word_at(at + 12))
-        found = (a + b) + (c + d) + offset(zeros, group, sums)
+            w = _weights(levels, next_words_at(codes + 8 * slot + 64))
+            e = pair_dot(e, w[0], word_at(at + 16))
+            f = pair_dot(f, w[1], word_at(at + 20))
+            g = pair_dot(g, w[2], word_at(at + 24))
+            h = pair_dot(h, w[3], word_at(at + 28))
+        found = ((a + b) + (c + d)) + ((e + f) + (g + h)) + offset(zeros, group, sums)
         result = multiply_add(found, scales_at(scales, half, group), result)
     store_at(out, result)
 

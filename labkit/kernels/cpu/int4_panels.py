@@ -47,7 +47,7 @@ def product(x: Tensor, weight: Int4Panels | CodebookPanels, held: tuple) -> Tens
     out = np.empty((tokens, panels * ROWS), np.float32)
     count = part_count(held[0].nbytes * tokens, panels)
     run(_multiply, count, levels, rows, order, *held, out)
-    return torch.from_numpy(out)[: len(rows), : weight.shape[0]]
+    return torch.from_numpy(out[: len(rows), : weight.shape[0]])
 
 
 # x is int16 for pairs (the bits of bfloat16), else float32: `size`, its bytes, is known when Numba

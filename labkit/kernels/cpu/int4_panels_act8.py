@@ -43,7 +43,7 @@ def linear(x: Tensor, weight: Int4Panels) -> Tensor:
     count = part_count(held[0].nbytes * tokens, panels)
     if not run(_multiply, count, rows, weight.order, *held, out):
         complain(rows)
-    return torch.from_numpy(out)[: len(rows), : weight.shape[0]]
+    return torch.from_numpy(out[: len(rows), : weight.shape[0]])
 
 
 @compiled

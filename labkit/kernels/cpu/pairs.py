@@ -4,9 +4,7 @@
                  bfloat16 weights
     VDPBF16PS    total + first * first + second * second, for each of sixteen lanes
 
-A float32 x is cut into three bfloat16 pieces of eight bits each, whose sum is x, exactly; a float16
-has two, a bfloat16 is its only one. So nothing is lost by multiplying in bfloat16: products of
-eight by eight bits are exact in float32.
+Products of two bfloat16, eight bits by eight, are exact in float32.
 
 Call these only if `HAS_PAIRS`; there is nothing to gain from them elsewhere.
 """
