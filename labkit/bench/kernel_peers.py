@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -28,8 +30,8 @@ def torch_int4(weight: QuantizedTensor, x: Tensor, count: int) -> list[Call]:
     scale = weight.scale.to(x.dtype).T.contiguous()
     both = torch.stack([scale, torch.zeros_like(scale)], dim=2).contiguous()
     run = torch.ops.aten._weight_int4pack_mm_for_cpu
-    packs = copies(packed, count)
-    return [lambda p=p: run(x, p, GROUP, both) for p in packs]
+    packs = zip(copies(packed, count), copies(both, count), strict=True)
+    return [lambda p=p, b=b: run(x, p, GROUP, b) for p, b in packs]
 
 
 def bitsandbytes_nf4(weight: Tensor, x: Tensor, count: int, words: str) -> Contestant:
@@ -43,8 +45,11 @@ def bitsandbytes_nf4(weight: Tensor, x: Tensor, count: int, words: str) -> Conte
     found = exact(x, bnb.dequantize_4bit(packed, state))
     if x.device.type == "cpu" and bnb.has_avx512bf16():
         packed, state = bnb._convert_weight_packed_for_cpu(packed, state)
-    packs = copies(packed, count)
-    calls: list[Call] = [lambda p=p: bnb.gemv_4bit(x, p, state=state) for p in packs]
+    states = [copy(state) for _ in range(count)]
+    for one, absmax in zip(states, copies(state.absmax, count), strict=True):
+        one.absmax = absmax
+    packs = zip(copies(packed, count), states, strict=True)
+    calls: list[Call] = [lambda p=p, s=s: bnb.gemv_4bit(x, p, state=s) for p, s in packs]
     return Contestant(named("bitsandbytes", words), calls, found)
 
 

@@ -60,7 +60,8 @@ def _int4_rows(weight: Tensor, tokens: int, effort: Effort) -> Iterator[BenchRow
     quantized = rtn.quantize(weight, INT4)
     packed = Int4Panels.from_rows(Int4Weight.from_quantized(quantized))
     count = _count(packed.nbytes, effort)
-    packs = [replace(packed, codes=codes) for codes in copies(packed.codes, count)]
+    parts = zip(copies(packed.codes, count), copies(packed.scale, count), strict=True)
+    packs = [replace(packed, codes=codes, scale=scale) for codes, scale in parts]
     x = torch.randn(tokens, weight.shape[1])
     low = x.to(torch.bfloat16)
     found, low_found = (exact(one, quantized.dequantize()) for one in (x, low))

@@ -1,8 +1,8 @@
 """Several ways to the same product, timed in turns, on a CPU or a GPU.
 
 A decode step reads every weight of a model once, so a weight is never in the cache when its turn
-comes. Each contestant therefore has calls on several copies of its weight, more than the cache
-holds, and is timed over all of them.
+comes. Each contestant therefore has calls on several copies of its weight, scales and all, more
+than the cache holds, and is timed over all of them.
 """
 
 from __future__ import annotations
