@@ -8,12 +8,11 @@ import json
 import pytest
 import torch
 from formats.checkpoints import scheme
+from tiny_folders import FOLDERS, TOKENS, difference, integers, logits, save
 from tiny_models import FAMILIES, tiny, tokens
 
 from labkit.core.errors import FormatError, ModelError, SchemeError
-from labkit.core.float8_tensor import Float8Tensor
-from labkit.formats import InputQuantization, awq, bitsandbytes, compressed_tensors, gptq
-from labkit.formats.checkpoint import QUANTIZATION
+from labkit.formats import gptq
 from labkit.formats.reading import open_tensors
 from labkit.formats.writing import save_tensors
 from labkit.models import load
@@ -21,86 +20,15 @@ from labkit.models.from_gguf import from_gguf
 from labkit.models.packed import load_packed
 from labkit.models.quantized import checkpoint_from, model_from
 from labkit.models.to_gguf import to_gguf
-from labkit.models.walking import linear_layers, weight_matrix
+from labkit.models.walking import linear_layers
 from labkit.nn.quant_embedding import QuantEmbedding
 from labkit.nn.quant_linear import QuantLinear
-from labkit.quantize import nf4, rtn
+from labkit.quantize import rtn
 
 # Of the largest logit. A product's sum is taken in another order, so its last bits differ.
 EXACT = 5e-6
 # Where inputs are rounded, such a bit now and then moves an input by a whole step.
 ROUNDED = 5e-2
-TOKENS = tokens(2, 9)
-
-
-@torch.no_grad()
-def logits(model, ids=TOKENS):
-    return model(input_ids=ids).logits.float()
-
-
-def difference(model, wanted, ids=TOKENS):
-    expected = logits(wanted, ids)
-    return float((logits(model, ids) - expected).abs().max() / expected.abs().max())
-
-
-def save(fmt, path, make, family="llama_gqa_tied", inputs=None, **settings):
-    """A tiny model in a format; embeddings and norms in bfloat16, as files have them."""
-    model = tiny(family).bfloat16()
-    layers = {n: make(weight_matrix(m).float()) for n, m in linear_layers(model).items()}
-    rounds = dict.fromkeys(layers, inputs) if inputs else None
-    fmt.save(checkpoint_from(model, layers, inputs=rounds), path, **settings)
-    return path
-
-
-def integers(bits, symmetric, group):
-    return lambda weight: rtn.quantize(weight, scheme(bits, symmetric, group))
-
-
-def _int8(path):
-    """As transformers writes LLM.int8()."""
-    model = tiny("llama_gqa_tied")
-    tensors = dict(model.state_dict())
-    tensors.pop("lm_head.weight")
-    for name, layer in linear_layers(model).items():
-        peaks = layer.weight.abs().amax(1)
-        tensors[f"{name}.weight"] = (layer.weight / peaks[:, None] * 127).round().to(torch.int8)
-        tensors |= {f"{name}.SCB": peaks, f"{name}.weight_format": torch.tensor(0).byte()}
-    path.mkdir()
-    save_tensors(path / "model.safetensors", tensors)
-    config = json.loads(model.config.to_json_string(use_diff=False))
-    config[QUANTIZATION] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
-    (path / "config.json").write_text(json.dumps(config))
-    return path
-
-
-FOLDERS = {
-    "gptq 4": lambda p: save(gptq, p, integers(4, True, 32)),
-    "gptq 4 asym": lambda p: save(gptq, p, integers(4, False, 64), version="gptq_v2"),
-    "gptq 3": lambda p: save(gptq, p, integers(3, True, 64)),
-    "gptq 8": lambda p: save(gptq, p, integers(8, True, 64)),
-    "awq": lambda p: save(awq, p, integers(4, False, 32)),
-    "compressed 4": lambda p: save(compressed_tensors, p, integers(4, True, 32)),
-    "compressed 8": lambda p: save(compressed_tensors, p, integers(8, True, None)),
-    "nf4": lambda p: save(bitsandbytes, p, lambda w: nf4.quantize(w, block_size=64)),
-    "fp4 nested": lambda p: save(
-        bitsandbytes,
-        p,
-        lambda w: nf4.quantize(w, quant_type="fp4", block_size=64, double_quantization=True),
-    ),
-    "llm.int8": _int8,
-    "W8A8": lambda p: save(
-        compressed_tensors, p, integers(8, True, None), inputs=InputQuantization("int")
-    ),
-    "W8A8 static": lambda p: save(
-        compressed_tensors,
-        p,
-        integers(8, True, None),
-        inputs=InputQuantization("int", "tensor", torch.tensor([0.03])),
-    ),
-    "FP8": lambda p: save(
-        compressed_tensors, p, Float8Tensor.quantize, inputs=InputQuantization("float")
-    ),
-}
 ROUNDING = {"W8A8", "W8A8 static", "FP8"}
 
 
@@ -206,16 +134,6 @@ def test_eight_bit_activations(tmp_path):
         load_packed(FOLDERS["nf4"](tmp_path / "nf4"), activation_bits=8)
     with pytest.raises(ModelError, match="4 activation bits"):
         load_packed(path, activation_bits=4)
-
-
-def test_it_is_compiled_without_a_break(tmp_path):
-    torch.compiler.reset()
-    path = FOLDERS["gptq 4"](tmp_path / "m")
-    packed, _ = load_packed(path)
-    compiled = torch.compile(packed, backend="aot_eager", fullgraph=True)
-    with torch.no_grad():
-        found = compiled(input_ids=TOKENS, use_cache=False).logits
-    torch.testing.assert_close(found, logits(packed), rtol=1e-5, atol=1e-5)
 
 
 def test_a_state_dict_and_a_copy(tmp_path):
