@@ -112,7 +112,7 @@ def _format_rows(weight: Tensor, effort: Effort) -> Iterator[BenchRow | PeerMiss
 def _gguf_rows(
     type_name: str, weight: Tensor, x: Tensor, effort: Effort
 ) -> Iterator[BenchRow | PeerMissingError]:
-    """Panels and 8-bit activations beside llama.cpp, which does alike; then blocks, x as it is."""
+    """Panels with int8 x beside llama.cpp, which does alike; panels and blocks with x as it is."""
     blocks = gguf.quantize(weight, type_name)
     count = _count(blocks.nbytes, effort)
     found = exact(x, torch.from_numpy(gguf.dequantize(blocks, type_name)))
@@ -123,13 +123,17 @@ def _gguf_rows(
     except PeerMissingError as error:
         yield error
     panels = [GgufPanels.from_blocks(torch.from_numpy(blocks), type_name) for _ in range(count)]
-    calls = [lambda w=w: panel_linear(x, w) for w in panels]
-    what = f"{type_name} panels, {sizes(weight, 1)}"
-    yield from race(what, Contestant("", calls, found), peers, blocks.nbytes, effort.rounds)
     packs = copies(torch.from_numpy(blocks), count)
-    calls = [lambda b=b: gguf_linear(x, b, type_name) for b in packs]
-    what = f"{type_name} blocks, x in float32, {sizes(weight, 1)}"
-    yield from race(what, Contestant("", calls, found), peers[:1], blocks.nbytes, effort.rounds)
+    rounded = [lambda w=w: panel_linear(x, w, activation_bits=8) for w in panels]
+    floats = [lambda w=w: panel_linear(x, w) for w in panels]
+    straight = [lambda b=b: gguf_linear(x, b, type_name) for b in packs]
+    for what, calls, beside in (
+        ("panels", rounded, peers),
+        ("panels, x in float32", floats, peers[:1]),
+        ("blocks, x in float32", straight, peers[:1]),
+    ):
+        ours, what = Contestant("", calls, found), f"{type_name} {what}, {sizes(weight, 1)}"
+        yield from race(what, ours, beside, blocks.nbytes, effort.rounds)
 
 
 def _nf4_rows(weight: Tensor, x: Tensor, effort: Effort) -> Iterator[BenchRow]:

@@ -17,6 +17,7 @@ from labkit.core.float8_tensor import Float8Tensor
 from labkit.core.scheme import QuantScheme
 from labkit.kernels import (
     CodebookPanels,
+    GgufPanels,
     Int4Panels,
     Int8Weight,
     codebook_linear,
@@ -25,6 +26,7 @@ from labkit.kernels import (
     gguf_linear,
     int4_linear,
     int8_linear,
+    panel_linear,
     quantize_tokens,
 )
 from labkit.quantize import gguf, nf4, rtn
@@ -99,6 +101,9 @@ def formats(at_end: bool) -> None:
         exact = gguf_linear(x, blocks, name, implementation="reference")
         bound = product_bound(x, torch.full_like(weight, 4), torch.float32)
         close(gguf_linear(x, blocks, name), exact, bound, name)
+        panels = GgufPanels.from_blocks(blocks, name)
+        panels = replace(panels, data=guarded(panels.data, at_end))
+        close(panel_linear(x, panels), exact, bound, f"{name} panels")
     for block in (32, 64, 128):
         weight = nf4.quantize(torch.randn(9, 256), block_size=block)
         weight = replace(

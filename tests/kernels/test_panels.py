@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -42,17 +44,22 @@ def test_bytes_of_the_file_come_back(name, rows, blocks, seed):
     rows=st.integers(1, 50),
     tokens=st.integers(1, 9),
     columns=st.sampled_from([256, 512, 1280]),
+    bits=st.sampled_from([8, 16]),
     seed=st.integers(0, 99),
 )
-def test_products_are_those_of_the_formula(name, rows, tokens, columns, seed):
+def test_products_are_those_of_the_formula(name, rows, tokens, columns, bits, seed):
     panels = GgufPanels.from_blocks(_blocks(rows, columns, name, seed), name)
     x = torch.randn(tokens, columns) * torch.rand(tokens, columns) ** 4 * 10
-    y, exact = panel_linear(x, panels), panel_linear(x, panels, implementation="reference")
-    # Every run is a float32 product that is added: so many roundings of terms of this size.
-    codes, scale = runs.quantize(x)
-    size = (codes.float().reshape(tokens, -1, 32) * scale[..., None]).abs().reshape(x.shape)
+    y, exact = (
+        panel_linear(x, panels, activation_bits=bits, implementation=how)
+        for how in (None, "reference")
+    )
+    if bits == 8:
+        codes, scale = runs.quantize(x)
+        x = (codes.float().reshape(tokens, -1, 32) * scale[..., None]).reshape(x.shape)
+    # A run is a float32 product, or 16 of them, that is added: so many roundings of such terms.
     terms = _magnitudes(panels, name)
-    bound = 2.0**-23 * (columns / 32 + 8) * (size.double() @ terms.T)
+    bound = 2.0**-23 * (columns / 32 + (8 if bits == 8 else 24)) * (x.abs().double() @ terms.T)
     assert ((y.double() - exact.double()).abs() <= bound + 1e-30).all()
 
 
@@ -75,7 +82,7 @@ def test_whole_numbers_are_exact(name):
     blocks = _blocks(33, 512, name)
     x = torch.randint(-126, 127, (3, 512)).float()
     x[:, ::32] = 127
-    y = panel_linear(x, GgufPanels.from_blocks(blocks, name))
+    y = panel_linear(x, GgufPanels.from_blocks(blocks, name), activation_bits=8)
     exact = gguf_linear(x, blocks, name, implementation="reference").double()
     assert ((y.double() - exact).abs() <= 3e-5 * exact.abs().amax()).all()
 
@@ -101,10 +108,12 @@ def test_runs_have_the_bits_of_the_reference(seed, tokens, features):
 def test_axes_dtypes_bias_and_no_tokens():
     panels, bias = GgufPanels.from_blocks(_blocks(20, 256, "Q4_0"), "Q4_0"), torch.randn(20)
     x = torch.randn(256, 3, 2).permute(2, 1, 0)
-    y = panel_linear(x, panels, bias)
-    assert torch.equal(y.reshape(6, 20), panel_linear(x.reshape(6, 256), panels) + bias)
-    assert panel_linear(x.bfloat16(), panels).dtype == torch.bfloat16
-    assert panel_linear(x[:0], panels).shape == (0, 3, 20)
+    for bits in (16, 8):
+        run = partial(panel_linear, activation_bits=bits)
+        y = run(x, panels, bias)
+        assert torch.equal(y.reshape(6, 20), run(x.reshape(6, 256), panels) + bias)
+        assert run(x.bfloat16(), panels).dtype == torch.bfloat16
+        assert run(x[:0], panels).shape == (0, 3, 20)
 
 
 def _floats():
@@ -116,12 +125,15 @@ def test_bad_input_is_named():
     panels = GgufPanels.from_blocks(_blocks(20, 256, "Q4_0"), "Q4_0")
     x = torch.randn(2, 256)
     with pytest.raises(NonFiniteError, match="token 1 holds NaN"):
-        panel_linear(x.index_put((torch.tensor(1), torch.tensor(40)), torch.tensor(np.nan)), panels)
+        bad = x.index_put((torch.tensor(1), torch.tensor(40)), torch.tensor(np.nan))
+        panel_linear(bad, panels, activation_bits=8)
     with pytest.raises(NonFiniteError, match="token 0 holds NaN or infinity"):
-        panel_linear(torch.full((2, 256), torch.inf), panels)
+        panel_linear(torch.full((2, 256), torch.inf), panels, activation_bits=8)
+    assert not panel_linear(bad, panels)[1].isfinite().any()
     for wrong, words in (
         (lambda: panel_linear(x[:, :32], panels), "x has shape"),
         (lambda: panel_linear(x, panels, implementation="gpu"), "laid out for a CPU"),
+        (lambda: panel_linear(x, panels, activation_bits=4), "activation_bits is 4"),
         (lambda: GgufPanels.from_blocks(panels.blocks(), "Q5_0"), "no panels for Q5_0"),
         (lambda: panel_linear(x[:, :36], _floats()), "without codes"),
         (lambda: GgufPanels.from_blocks(panels.blocks()[:, :20], "Q4_0"), "multiple of 18"),

@@ -7,9 +7,8 @@ import torch
 
 from labkit.kernels.cpu.panel_codes import NUMBERS
 from labkit.kernels.cpu.panel_products import LAST_FLOAT, panel_product
-from labkit.kernels.cpu.runs import round_run
+from labkit.kernels.cpu.runs import round_run, sum_run
 from labkit.kernels.gguf_panels import GgufPanels
-from labkit.nn.decoder.activations import sums_block
 from labkit.quantize import gguf
 from tests.kernels.guarded_cases import guarded
 
@@ -35,7 +34,7 @@ def _check(type_name: str, eight: bool, at_end: bool) -> None:
             if eight:
                 round_run(x[token], block, codes[token], scale[token], less[token])
             else:
-                sums_block(x[token], block, less[token])
+                sum_run(x[token], block, less[token])
     kind = NUMBERS[type_name]
     panel_product(kind, panel.ctypes.data, _COLUMNS, eight, x, codes, scale, less, out, 0)
     used = x.astype(np.float64)

@@ -8,9 +8,9 @@ import torch
 
 from labkit.kernels.cpu.panel_codes import NUMBERS
 from labkit.kernels.cpu.panel_products import LAST_FLOAT, panel_product
-from labkit.kernels.cpu.runs import round_run
+from labkit.kernels.cpu.runs import round_run, sum_run
 from labkit.kernels.gguf_panels import GgufPanels
-from labkit.nn.decoder.activations import gate, normalize, sums_block
+from labkit.nn.decoder.activations import gate, normalize
 from labkit.quantize import gguf
 
 _TOKENS, _ROWS, _COLUMNS = 6, 37, 512
@@ -43,7 +43,7 @@ def _product(panels: GgufPanels, x: np.ndarray, *, eight: bool) -> tuple[np.ndar
             if eight:
                 round_run(x[token], block, codes[token], scale[token], less[token])
             else:
-                sums_block(x[token], block, less[token])
+                sum_run(x[token], block, less[token])
     size = len(panels.data) * 16
     out = np.full((len(x), size), np.nan, np.float32)
     kind = NUMBERS[panels.type_name]

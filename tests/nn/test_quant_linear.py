@@ -130,6 +130,17 @@ def test_off_the_cpu_rows_stand_one_after_the_other(name):
     assert json.loads(moved.weight.recipe)["kind"] == "int4"
 
 
+@pytest.mark.parametrize("name", ["Q4_0", "Q6_K panels"])
+def test_off_the_cpu_blocks_are_those_of_the_file(name):
+    weight, wanted = case(name)
+    layer, x = QuantLinear(weight), torch.randn(5, COLUMNS)
+    assert layer.weight.form.kind == "gguf panels"
+    close(layer(x), x, wanted)
+    blocks = layer.weight.form.elsewhere()
+    assert blocks.kind == "gguf" and torch.equal(blocks.dequantize(), wanted)
+    assert json.loads(layer.to("meta").weight.recipe)["kind"] == "gguf"
+
+
 def test_eight_bit_activations_with_gguf_blocks():
     weight, wanted = case("Q4_K")
     layer, x = QuantLinear(weight, activation_bits=8), torch.randn(5, COLUMNS)

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from labkit.kernels.cpu.addresses import bfloat16_at, float16_at, float32_at
+from labkit.kernels.cpu.addresses import ask_ahead, bfloat16_at, float16_at, float32_at
 from labkit.kernels.cpu.loads import splat_word
 from labkit.kernels.cpu.panel_blocks import q4_0_one, q4_k_one, q5_k_one, q6_k_one, q8_0_one
-from labkit.kernels.cpu.panel_codes import NUMBERS, Q4_0, Q4_K, Q5_K, Q8_0, field, unpack
+from labkit.kernels.cpu.panel_codes import NUMBERS, Q4_0, Q4_K, Q5_K, Q6_K, Q8_0, field, unpack
 from labkit.kernels.cpu.parallel import compiled, inlined
 from labkit.kernels.cpu.vectors import byte_dot, multiply_add
 from labkit.quantize.lanes import splat, store, to_floats
@@ -99,11 +99,24 @@ def _add_floats(so_far, chunk, codes, s0, s1, m0, m1, x, less):
     return multiply_add(m1, splat(less[2 * chunk + 1]), so_far)
 
 
+@inlined
+def _bytes_of_chunk(kind):
+    """How many bytes of a panel 32 columns take."""
+    if kind == Q8_0:
+        return 544
+    if kind == Q5_K:
+        return 352
+    return 420 if kind == Q6_K else 288
+
+
 @compiled
 def mixed_one(kind, panel, chunks, x, less, token, out, place):
     """Packed weights with a token's float32 activations."""
     found, floats, minus = splat(_ZERO), x[token], less[token]
+    size = _bytes_of_chunk(kind)
     for chunk in range(chunks):
+        for line in range(size * chunk >> 6, size * (chunk + 1) >> 6):
+            ask_ahead(panel + 64 * line)
         codes, s0, s1, m0, m1 = unpack(kind, panel, chunk)
         found = _add_floats(found, chunk, codes, s0, s1, m0, m1, floats, minus)
     store(out[token], place, found)

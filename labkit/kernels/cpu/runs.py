@@ -49,6 +49,13 @@ def round_run(row, run, codes, scale, less):
 
 
 @compiled
+def sum_run(row, run, less):
+    """The two sums of `round_run` for a run that stays float32."""
+    less[2 * run] = -total(load(row, RUN * run))
+    less[2 * run + 1] = -total(load(row, RUN * run + LANES))
+
+
+@compiled
 def round_token(row, codes, scale, less):
     """All runs of a token; 1 if anything in it is NaN or infinite, else 0."""
     nothing = splat(_ZERO)

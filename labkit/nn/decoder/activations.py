@@ -1,6 +1,6 @@
-"""What a token's numbers go through between two products: RMSNorm, sums of columns, SiLU.
+"""What a token's numbers go through between two products: RMSNorm, SiLU.
 
-Where they are rounded to 8 bits, `labkit.kernels.cpu.runs` does it.
+`labkit.kernels.cpu.runs` rounds them to 8 bits, or sums them.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import numpy as np
 
 from labkit.kernels.cpu.parallel import compiled
-from labkit.kernels.cpu.runs import RUN
 from labkit.kernels.cpu.vectors import multiply_add, total
 from labkit.nn.decoder.functions import exponential
 from labkit.quantize.lanes import LANES, load, negative, splat, store
@@ -27,13 +26,6 @@ def normalize(row, columns, weight, epsilon, out):
     factor = np.float32(_ONE / np.sqrt(np.float32(mean + epsilon)))
     for place in range(0, columns, LANES):
         store(out, place, load(row, place) * splat(factor) * load(weight, place))
-
-
-@compiled
-def sums_block(row, block, less):
-    """Minus the sums of 16 columns each, of 32 that stay float32: weights' offsets need them."""
-    less[2 * block] = -total(load(row, RUN * block))
-    less[2 * block + 1] = -total(load(row, RUN * block + LANES))
 
 
 @compiled

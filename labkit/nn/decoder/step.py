@@ -10,8 +10,8 @@ import numpy as np
 
 from labkit.kernels.cpu.panel_products import panel_product
 from labkit.kernels.cpu.parallel import compiled
-from labkit.kernels.cpu.runs import RUN, round_run
-from labkit.nn.decoder.activations import gate, normalize, sums_block
+from labkit.kernels.cpu.runs import RUN, round_run, sum_run
+from labkit.nn.decoder.activations import gate, normalize
 from labkit.nn.decoder.attend import attend_head, keep, prepare_head
 from labkit.nn.decoder.team import meet
 from labkit.quantize.lanes import LANES
@@ -51,7 +51,7 @@ def _round_blocks(row, first, last, eight, codes, scale, less):
         if eight:
             round_run(row, block, codes, scale, less)
         else:
-            sums_block(row, block, less)
+            sum_run(row, block, less)
 
 
 @compiled

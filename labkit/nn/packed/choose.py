@@ -59,8 +59,8 @@ def form_of(weight: Packable, *, integer_inputs: bool = False) -> Form:
     Args:
         weight: a quantized weight, a packed one, GGUF blocks with the name of their type, or a
             matrix of floats.
-        integer_inputs: inputs will be 8-bit integers: symmetric 8-bit weights, and GGUF blocks on
-            a CPU, are laid out for the integer kernels then.
+        integer_inputs: inputs will be 8-bit integers: symmetric 8-bit weights are laid out for the
+            integer kernels then.
 
     Raises:
         SchemeError: a weight of another kind.
@@ -68,7 +68,7 @@ def form_of(weight: Packable, *, integer_inputs: bool = False) -> Form:
     """
     if isinstance(weight, tuple):
         weight = GgufForm(*weight)
-    if integer_inputs and isinstance(weight, GgufForm) and PanelsForm.fits(weight):
+    if isinstance(weight, GgufForm) and PanelsForm.fits(weight):
         return PanelsForm.packed(weight)
     if isinstance(weight, Form):
         return weight
