@@ -46,8 +46,8 @@ def load_packed(
     Args:
         path: a folder in one of `labkit.formats`, or a file that ends in .gguf.
         activation_bits: 8: layers whose type has such a kernel (4-bit integers, 8-bit ones by
-            channel, on a CPU Q4_0, Q8_0, Q4_K, Q5_K and Q6_K) round their inputs to int8 first. What a
-            checkpoint itself says of inputs (W8A8, FP8) is always done.
+            channel, on a CPU Q4_0, Q8_0, Q4_K, Q5_K and Q6_K) round their inputs to int8 first.
+            What a checkpoint itself says of inputs (W8A8, FP8) is always done.
         dtype: of activations: "float32", "bfloat16" or "float16".
 
     Raises:
