@@ -10,10 +10,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from labkit.kernels.cpu.addresses import ask_ahead, bfloat16_at, float16_at, float32_at
+from labkit.kernels.cpu.addresses import (
+    address_of,
+    ask_ahead,
+    bfloat16_at,
+    float16_at,
+    float32_at,
+    number_at,
+)
 from labkit.kernels.cpu.loads import splat_word
 from labkit.kernels.cpu.panel_blocks import q4_0_one, q4_k_one, q5_k_one, q6_k_one, q8_0_one
-from labkit.kernels.cpu.panel_codes import NUMBERS, Q4_0, Q4_K, Q5_K, Q6_K, Q8_0, field, unpack
+from labkit.kernels.cpu.panel_codes import NUMBERS, Q4_0, Q4_K, Q5_K, Q8_0, field, unpack
+from labkit.kernels.cpu.panel_look_ups import q4_0_floats, q4_k_floats
 from labkit.kernels.cpu.parallel import compiled, inlined
 from labkit.kernels.cpu.vectors import byte_dot, multiply_add
 from labkit.quantize.lanes import splat, store, to_floats
@@ -79,40 +87,55 @@ def codes_four(kind, panel, chunks, x, scale, less, token, out, place):
 
 
 @inlined
-def _mix16(codes, first, x, place):
-    """Sixteen columns of codes with sixteen float32 of x."""
+def _mix16(codes, first, x):
+    """Sixteen columns of codes with sixteen float32 from the address ``x`` on."""
     a = b = splat(_ZERO)
     for k in range(4):
-        word, column = codes[first + k], place + 4 * k
-        a = multiply_add(field(word, 0), splat(x[column]), a)
-        b = multiply_add(field(word, 1), splat(x[column + 1]), b)
-        a = multiply_add(field(word, 2), splat(x[column + 2]), a)
-        b = multiply_add(field(word, 3), splat(x[column + 3]), b)
+        word, at = codes[first + k], x + 16 * k
+        a = multiply_add(field(word, 0), number_at(at), a)
+        b = multiply_add(field(word, 1), number_at(at + 4), b)
+        a = multiply_add(field(word, 2), number_at(at + 8), a)
+        b = multiply_add(field(word, 3), number_at(at + 12), b)
     return a + b
 
 
 @inlined
+def _four_tokens(x, token):
+    """Where the x of four tokens begin: an index that may be negative costs at each number."""
+    return (
+        address_of(x[token]),
+        address_of(x[token + 1]),
+        address_of(x[token + 2]),
+        address_of(x[token + 3]),
+    )
+
+
+@inlined
 def _add_floats(so_far, chunk, codes, s0, s1, m0, m1, x, less):
-    so_far = multiply_add(_mix16(codes, 0, x, 32 * chunk), s0, so_far)
-    so_far = multiply_add(_mix16(codes, 4, x, 32 * chunk + 16), s1, so_far)
+    so_far = multiply_add(_mix16(codes, 0, x + 128 * chunk), s0, so_far)
+    so_far = multiply_add(_mix16(codes, 4, x + 128 * chunk + 64), s1, so_far)
     so_far = multiply_add(m0, splat(less[2 * chunk]), so_far)
     return multiply_add(m1, splat(less[2 * chunk + 1]), so_far)
 
 
 @inlined
 def _bytes_of_chunk(kind):
-    """How many bytes of a panel 32 columns take."""
+    """How many bytes of a panel 32 columns take, of a type whose codes are not looked up."""
     if kind == Q8_0:
         return 544
-    if kind == Q5_K:
-        return 352
-    return 420 if kind == Q6_K else 288
+    return 352 if kind == Q5_K else 420
 
 
 @compiled
 def mixed_one(kind, panel, chunks, x, less, token, out, place):
     """Packed weights with a token's float32 activations."""
-    found, floats, minus = splat(_ZERO), x[token], less[token]
+    if kind == Q4_0:
+        q4_0_floats(panel, chunks, x, token, out, place)
+        return
+    if kind == Q4_K:
+        q4_k_floats(panel, chunks, x, less, token, out, place)
+        return
+    found, floats, minus = splat(_ZERO), address_of(x[token]), less[token]
     size = _bytes_of_chunk(kind)
     for chunk in range(chunks):
         for line in range(size * chunk >> 6, size * (chunk + 1) >> 6):
@@ -126,7 +149,7 @@ def mixed_one(kind, panel, chunks, x, less, token, out, place):
 def mixed_four(kind, panel, chunks, x, less, token, out, place):
     """The same for four tokens from ``token`` on."""
     f0 = f1 = f2 = f3 = splat(_ZERO)
-    x0, x1, x2, x3 = x[token], x[token + 1], x[token + 2], x[token + 3]
+    x0, x1, x2, x3 = _four_tokens(x, token)
     n0, n1, n2, n3 = less[token], less[token + 1], less[token + 2], less[token + 3]
     for chunk in range(chunks):
         codes, s0, s1, m0, m1 = unpack(kind, panel, chunk)
@@ -152,30 +175,32 @@ def _float_lanes(kind, panel, column):
 @compiled
 def floats_one(kind, panel, columns, x, token, out, place):
     """Weights of 16 or 32 bits with one token."""
-    row = x[token]
+    row = address_of(x[token])
     a = b = c = d = splat(_ZERO)
     for four in range(columns >> 2):
-        column = 4 * four
-        a = multiply_add(_float_lanes(kind, panel, column), splat(row[column]), a)
-        b = multiply_add(_float_lanes(kind, panel, column + 1), splat(row[column + 1]), b)
-        c = multiply_add(_float_lanes(kind, panel, column + 2), splat(row[column + 2]), c)
-        d = multiply_add(_float_lanes(kind, panel, column + 3), splat(row[column + 3]), d)
+        column, at = 4 * four, row + 16 * four
+        for line in range(4 if kind == F32 else 2):
+            ask_ahead(panel + (256 if kind == F32 else 128) * four + 64 * line)
+        a = multiply_add(_float_lanes(kind, panel, column), number_at(at), a)
+        b = multiply_add(_float_lanes(kind, panel, column + 1), number_at(at + 4), b)
+        c = multiply_add(_float_lanes(kind, panel, column + 2), number_at(at + 8), c)
+        d = multiply_add(_float_lanes(kind, panel, column + 3), number_at(at + 12), d)
     for rest in range(columns & -4, columns):
-        a = multiply_add(_float_lanes(kind, panel, rest), splat(row[rest]), a)
+        a = multiply_add(_float_lanes(kind, panel, rest), number_at(row + 4 * rest), a)
     store(out[token], place, (a + b) + (c + d))
 
 
 @compiled
 def floats_four(kind, panel, columns, x, token, out, place):
     """The same for four tokens from ``token`` on."""
-    x0, x1, x2, x3 = x[token], x[token + 1], x[token + 2], x[token + 3]
+    x0, x1, x2, x3 = _four_tokens(x, token)
     a = b = c = d = splat(_ZERO)
     for column in range(columns):
-        w = _float_lanes(kind, panel, column)
-        a = multiply_add(w, splat(x0[column]), a)
-        b = multiply_add(w, splat(x1[column]), b)
-        c = multiply_add(w, splat(x2[column]), c)
-        d = multiply_add(w, splat(x3[column]), d)
+        w, at = _float_lanes(kind, panel, column), 4 * column
+        a = multiply_add(w, number_at(x0 + at), a)
+        b = multiply_add(w, number_at(x1 + at), b)
+        c = multiply_add(w, number_at(x2 + at), c)
+        d = multiply_add(w, number_at(x3 + at), d)
     store(out[token], place, a)
     store(out[token + 1], place, b)
     store(out[token + 2], place, c)

@@ -1,0 +1,90 @@
+"""Q4_0 and Q4_K with one token as it is: codes are looked up, a lane is a row.
+
+A look-up takes two instructions where turning a code into a float takes three. The scale of a chunk
+is applied to its sum. ``panel`` is an address; x and less are as `panel_products` has them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from labkit.kernels.cpu.addresses import address_of, float16_at, next_words_at, number_at
+from labkit.kernels.cpu.look_ups import eight
+from labkit.kernels.cpu.panel_codes import field
+from labkit.kernels.cpu.parallel import compiled, inlined
+from labkit.kernels.cpu.vectors import half_lanes, multiply_add
+from labkit.quantize.lanes import load, splat, store
+
+_ZERO = np.float32(0)
+_SIGNED, _LEVELS = np.arange(-8, 8, dtype=np.float32), np.arange(16, dtype=np.float32)
+_LOW, _SIX, _PAIRS = np.int32(0x0F0F0F0F), np.int32(0x3F3F3F3F), np.int32(0x30303030)
+_TWO, _FOUR, _SIXTEEN = np.int32(2), np.int32(4), np.int32(16)
+
+
+@inlined
+def _eight_codes(table, word, near, far, found):
+    """Low bits of bytes meet x from ``near`` on (sums a, b), high ones from ``far`` on (c, d)."""
+    w, (a, b, c, d) = eight(table, word), found
+    a = multiply_add(w[0], number_at(near), a)
+    c = multiply_add(w[1], number_at(far), c)
+    b = multiply_add(w[2], number_at(near + 4), b)
+    d = multiply_add(w[3], number_at(far + 4), d)
+    a = multiply_add(w[4], number_at(near + 8), a)
+    c = multiply_add(w[5], number_at(far + 8), c)
+    b = multiply_add(w[6], number_at(near + 12), b)
+    return a, b, c, multiply_add(w[7], number_at(far + 12), d)
+
+
+@compiled
+def q4_0_floats(panel, chunks, x, token, out, place):
+    """out[token, place : place + 16] = the panel's rows with a token."""
+    result, row, table = splat(_ZERO), address_of(x[token]), load(_SIGNED, 0)
+    for chunk in range(chunks):
+        start = panel + 288 * chunk
+        found = splat(_ZERO), splat(_ZERO), splat(_ZERO), splat(_ZERO)
+        for unit in range(4):
+            word, at = next_words_at(start + 32 + 64 * unit), row + 128 * chunk + 16 * unit
+            found = _eight_codes(table, word, at, at + 64, found)
+        a, b, c, d = found
+        result = multiply_add((a + b) + (c + d), float16_at(start), result)
+    store(out[token], place, result)
+
+
+@inlined
+def _pair(words, pair, chunk, scales, mins, table, row, minus, inner, least):
+    """Two neighbouring chunks of a block: what they add to (scaled sums, minimums)."""
+    found = splat(_ZERO), splat(_ZERO), splat(_ZERO), splat(_ZERO)
+    for unit in range(8):
+        word, at = next_words_at(words + 512 * pair + 64 * unit), row + 128 * chunk + 16 * unit
+        found = _eight_codes(table, word, at, at + 128, found)
+    a, b, c, d = found
+    which = 2 * (pair & 1)
+    inner = multiply_add(a + b, field(scales, which), inner)
+    inner = multiply_add(c + d, field(scales, which + 1), inner)
+    some, more = (
+        minus[2 * chunk] + minus[2 * chunk + 1],
+        minus[2 * chunk + 2] + minus[2 * chunk + 3],
+    )
+    least = multiply_add(field(mins, which), splat(some), least)
+    return inner, multiply_add(field(mins, which + 1), splat(more), least)
+
+
+@compiled
+def q4_k_floats(panel, chunks, x, less, token, out, place):
+    """The same for Q4_K: 6-bit scales and minimums, then a pair of chunks in 8 words."""
+    result, row, minus, table = splat(_ZERO), address_of(x[token]), less[token], load(_LEVELS, 0)
+    for block in range(chunks >> 3):
+        start, chunk = panel + 2304 * block, 8 * block
+        head, first = next_words_at(start), next_words_at(start + 64)
+        second, rest = next_words_at(start + 128), next_words_at(start + 192)
+        a, b, words = first & splat(_SIX), second & splat(_SIX), start + 256
+        inner = least = splat(_ZERO)
+        inner, least = _pair(words, 0, chunk, a, b, table, row, minus, inner, least)
+        inner, least = _pair(words, 1, chunk + 2, a, b, table, row, minus, inner, least)
+        a = (rest & splat(_LOW)) | ((first >> splat(_TWO)) & splat(_PAIRS))
+        b = ((rest >> splat(_FOUR)) & splat(_LOW)) | ((second >> splat(_TWO)) & splat(_PAIRS))
+        inner, least = _pair(words, 2, chunk + 4, a, b, table, row, minus, inner, least)
+        inner, least = _pair(words, 3, chunk + 6, a, b, table, row, minus, inner, least)
+        result = multiply_add(half_lanes(head), inner, result)
+        result = multiply_add(half_lanes(head >> splat(_SIXTEEN)), least, result)
+    store(out[token], place, result)
