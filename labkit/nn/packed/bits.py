@@ -10,9 +10,8 @@ from torch import Tensor
 from labkit.core.errors import ShapeError
 from labkit.core.packing import pack_bits, unpack_bits
 from labkit.core.tensor import QuantizedTensor
-from labkit.nn.packed.form import Form, Index
+from labkit.nn.packed.form import AT_A_TIME, Form, Index, integer_label
 
-_RUN = 2**19  # weights that are packed at a time
 _EIGHT = 8  # codes that end on a byte, whatever their width
 
 
@@ -48,7 +47,7 @@ class BitsForm(Form):
         codes = weight.codes
         if bits < 8:
             offset = 2 ** (bits - 1) if weight.scheme.symmetric else 0
-            step = max(1, _RUN // columns)
+            step = max(1, AT_A_TIME // columns)
             runs = [_packed(run, bits, offset) for run in codes.split(step)]
             codes = torch.cat(runs)
         zero = weight.zero_point
@@ -67,9 +66,8 @@ class BitsForm(Form):
 
     @property
     def label(self) -> str:
-        groups = self.scale.shape[1]
-        size = f"group {self.in_features // groups}" if groups > 1 else "channel"
-        return f"int{self.bits} {'sym' if self.zero_point is None else 'asym'} {size}"
+        symmetric = self.zero_point is None
+        return integer_label(self.bits, symmetric, self.in_features, self.scale.shape[1])
 
     def parts(self) -> dict[str, Tensor]:
         named = {n: getattr(self, n) for n in ("codes", "scale", "zero_point", "g_idx")}

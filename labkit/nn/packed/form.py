@@ -12,6 +12,7 @@ from labkit.kernels import checks
 from labkit.kernels.cpu import tiled
 
 Index = slice | Tensor
+AT_A_TIME = 2**19  # weights that are packed: what that takes beside them stays small
 
 
 class Form(ABC):
@@ -75,6 +76,12 @@ class Form(ABC):
     def dequantize(self) -> Tensor:
         """Return the float32 weight [out, in]."""
         return self.rows(slice(None))
+
+
+def integer_label(bits: int, symmetric: bool, columns: int, groups: int) -> str:
+    """The label of integers with ``groups`` scales a row, such as "int4 sym group 128"."""
+    size = f"group {columns // groups}" if groups > 1 else "channel"
+    return f"int{bits} {'sym' if symmetric else 'asym'} {size}"
 
 
 def by_tiles(x: Tensor, form: Form, bias: Tensor | None) -> Tensor:

@@ -9,9 +9,7 @@ from torch import Tensor
 
 from labkit.core.tensor import QuantizedTensor
 from labkit.kernels import Int4Weight, int4_linear
-from labkit.nn.packed.form import Form, Index
-
-_RUN = 2**19  # weights that are packed at a time: what that takes beside them stays small
+from labkit.nn.packed.form import AT_A_TIME, Form, Index, integer_label
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +24,7 @@ class Int4Form(Form):
     def packed(cls, weight: QuantizedTensor) -> Int4Form:
         """Raises what `Int4Weight.from_quantized` raises."""
         rows, columns = weight.shape
-        step = max(1, _RUN // columns)
+        step = max(1, AT_A_TIME // columns)
         runs = [
             _narrowed(Int4Weight.from_quantized(_run(weight, first, min(first + step, rows))))
             for first in range(0, rows, step)
@@ -40,8 +38,7 @@ class Int4Form(Form):
     @property
     def label(self) -> str:
         weight = self.weight
-        size = f"group {weight.in_features // weight.groups}" if weight.groups > 1 else "channel"
-        return f"int4 {'sym' if weight.zero_point is None else 'asym'} {size}"
+        return integer_label(4, weight.zero_point is None, weight.in_features, weight.groups)
 
     def parts(self) -> dict[str, Tensor]:
         return self.weight.parts()
