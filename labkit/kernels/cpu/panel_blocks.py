@@ -9,16 +9,24 @@ from __future__ import annotations
 
 import numpy as np
 
-from labkit.kernels.cpu.addresses import float16_at, next_codes_at
+from labkit.kernels.cpu.addresses import address_of, float16_at, next_codes_at, number_at
 from labkit.kernels.cpu.loads import splat_word
-from labkit.kernels.cpu.panel_codes import HALF_OF_4, HALF_OF_6, HALF_OF_8, field, signed_field
+from labkit.kernels.cpu.panel_codes import (
+    HALF_OF_4,
+    HALF_OF_6,
+    HALF_OF_8,
+    field,
+    pair_sums,
+    signed_field,
+    six_bits,
+)
 from labkit.kernels.cpu.parallel import compiled, inlined
 from labkit.kernels.cpu.vectors import byte_dot, half_lanes, multiply_add
 from labkit.quantize.lanes import splat, store, to_floats
 
 _ZERO, _NONE = np.float32(0), np.int32(0)
 _LOW, _HIGH = np.int32(0x0F0F0F0F), np.int32(-0x0F0F0F10)  # 0xF0F0F0F0
-_SIX, _PAIRS = np.int32(0x3F3F3F3F), np.int32(0x30303030)
+_PAIRS = np.int32(0x30303030)
 _ONES, _SIGNS = np.int32(0x01010101), np.int32(-0x7F7F7F80)  # 0x80808080
 _TWO, _FOUR, _SIXTEEN = np.int32(2), np.int32(4), np.int32(16)
 _ONE, _QUARTER, _SIXTEENTH = np.float32(1), np.float32(1 / 4), np.float32(1 / 16)
@@ -27,14 +35,14 @@ _ONE, _QUARTER, _SIXTEENTH = np.float32(1), np.float32(1 / 4), np.float32(1 / 16
 @inlined
 def _shifted(found, dx, half, chunk, less):
     """dx * found - half * (sum of x) over 32 columns: codes that stand ``half`` too high."""
-    minus = half * (less[2 * chunk] + less[2 * chunk + 1])
-    return multiply_add(to_floats(found), splat(dx), splat(minus))
+    minus = number_at(less + 8 * chunk) + number_at(less + 8 * chunk + 4)
+    return multiply_add(to_floats(found), dx, splat(half) * minus)
 
 
 @compiled
 def q4_0_one(panel, blocks, x, scale, less, token, out, place):
     """out[token, place : place + 16] = the panel's rows with a token's 8-bit activations."""
-    found, q, dx, minus = splat(_ZERO), x[token], scale[token], less[token]
+    found, q, dx, minus = splat(_ZERO), x[token], address_of(scale[token]), address_of(less[token])
     for chunk in range(blocks):
         start = panel + 288 * chunk
         low = high = splat(_NONE)
@@ -42,8 +50,8 @@ def q4_0_one(panel, blocks, x, scale, less, token, out, place):
             word, column = next_codes_at(start + 32 + 64 * unit), 32 * chunk + 4 * unit
             low = byte_dot(low, word & splat(_LOW), splat_word(q, column))
             high = byte_dot(high, word & splat(_HIGH), splat_word(q, column + 16))
-        both = (low << splat(_FOUR)) + high
-        value = _shifted(both, dx[chunk] * _SIXTEENTH, HALF_OF_4, chunk, minus)
+        both, less_dx = (low << splat(_FOUR)) + high, number_at(dx + 4 * chunk) * splat(_SIXTEENTH)
+        value = _shifted(both, less_dx, HALF_OF_4, chunk, minus)
         found = multiply_add(float16_at(start), value, found)
     store(out[token], place, found)
 
@@ -51,7 +59,7 @@ def q4_0_one(panel, blocks, x, scale, less, token, out, place):
 @compiled
 def q8_0_one(panel, blocks, x, scale, less, token, out, place):
     """The same for Q8_0, whose codes become unsigned when the sign bit is turned."""
-    found, q, dx, minus = splat(_ZERO), x[token], scale[token], less[token]
+    found, q, dx, minus = splat(_ZERO), x[token], address_of(scale[token]), address_of(less[token])
     for chunk in range(blocks):
         start = panel + 544 * chunk
         some = more = splat(_NONE)
@@ -61,7 +69,7 @@ def q8_0_one(panel, blocks, x, scale, less, token, out, place):
         for unit in range(4, 8):
             word, column = next_codes_at(start + 32 + 64 * unit), 32 * chunk + 4 * unit
             more = byte_dot(more, word ^ splat(_SIGNS), splat_word(q, column))
-        value = _shifted(some + more, dx[chunk], HALF_OF_8, chunk, minus)
+        value = _shifted(some + more, number_at(dx + 4 * chunk), HALF_OF_8, chunk, minus)
         found = multiply_add(float16_at(start), value, found)
     store(out[token], place, found)
 
@@ -97,32 +105,25 @@ def _pair(five, start, pair, chunk, scales, mins, x, scale, less, inner, least):
         high = high + (high_top << splat(np.int32(7 - 2 * pair)))
     which = 2 * (pair & 1)
     some, more = field(scales, which), field(scales, which + 1)
-    inner = multiply_add(to_floats(low) * some, splat(scale[chunk] * low_unit), inner)
-    inner = multiply_add(to_floats(high) * more, splat(scale[chunk + 1] * _SIXTEENTH), inner)
-    some, more = less[2 * chunk] + less[2 * chunk + 1], less[2 * chunk + 2] + less[2 * chunk + 3]
-    least = multiply_add(field(mins, which), splat(some), least)
-    return inner, multiply_add(field(mins, which + 1), splat(more), least)
+    one, two = number_at(scale + 4 * chunk), number_at(scale + 4 * chunk + 4)
+    inner = multiply_add(to_floats(low) * some, one * splat(low_unit), inner)
+    inner = multiply_add(to_floats(high) * more, two * splat(_SIXTEENTH), inner)
+    some, more = pair_sums(less + 8 * chunk)
+    least = multiply_add(field(mins, which), some, least)
+    return inner, multiply_add(field(mins, which + 1), more, least)
 
 
 @inlined
 def _four_or_five(five, panel, blocks, x, scale, less, token, out, place):
-    found, q, dx, minus = splat(_ZERO), x[token], scale[token], less[token]
+    found, q, dx, minus = splat(_ZERO), x[token], address_of(scale[token]), address_of(less[token])
     for block in range(blocks):
         start, chunk = panel + (2816 if five else 2304) * block, 8 * block
-        head = next_codes_at(start)
-        first, second, rest = (
-            next_codes_at(start + 64),
-            next_codes_at(start + 128),
-            next_codes_at(start + 192),
-        )
-        a, b = first & splat(_SIX), second & splat(_SIX)
+        head, a, b, c, d = six_bits(start)
         inner = least = splat(_ZERO)
         inner, least = _pair(five, start, 0, chunk, a, b, q, dx, minus, inner, least)
         inner, least = _pair(five, start, 1, chunk + 2, a, b, q, dx, minus, inner, least)
-        a = (rest & splat(_LOW)) | ((first >> splat(_TWO)) & splat(_PAIRS))
-        b = ((rest >> splat(_FOUR)) & splat(_LOW)) | ((second >> splat(_TWO)) & splat(_PAIRS))
-        inner, least = _pair(five, start, 2, chunk + 4, a, b, q, dx, minus, inner, least)
-        inner, least = _pair(five, start, 3, chunk + 6, a, b, q, dx, minus, inner, least)
+        inner, least = _pair(five, start, 2, chunk + 4, c, d, q, dx, minus, inner, least)
+        inner, least = _pair(five, start, 3, chunk + 6, c, d, q, dx, minus, inner, least)
         found = multiply_add(half_lanes(head), inner, found)
         found = multiply_add(half_lanes(head >> splat(_SIXTEEN)), least, found)
     store(out[token], place, found)
@@ -143,8 +144,8 @@ def q5_k_one(panel, blocks, x, scale, less, token, out, place):
 @inlined
 def _scaled(found, scales, which, chunk, part, scale, less, inner):
     """inner + a sub-block's scale times the sum of (code - 32) x over its sixteen columns."""
-    minus = splat(less[2 * chunk + part] * HALF_OF_6)
-    value = multiply_add(to_floats(found), splat(scale[chunk]), minus)
+    minus = number_at(less + 8 * chunk + 4 * part) * splat(HALF_OF_6)
+    value = multiply_add(to_floats(found), number_at(scale + 4 * chunk), minus)
     return multiply_add(value, signed_field(scales, which), inner)
 
 
@@ -172,7 +173,7 @@ def _sixteens(start, near, far, part, chunk, x, scale, less, inner):
 @compiled
 def q6_k_one(panel, blocks, x, scale, less, token, out, place):
     """The same for Q6_K: 4 words of scales, 48 of codes in the order of `gguf_panels`, 16 d."""
-    found, q, dx, minus = splat(_ZERO), x[token], scale[token], less[token]
+    found, q, dx, minus = splat(_ZERO), x[token], address_of(scale[token]), address_of(less[token])
     for block in range(blocks):
         start, inner = panel + 3360 * block, splat(_ZERO)
         for half in range(2):

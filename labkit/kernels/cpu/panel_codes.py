@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from labkit.kernels.cpu.addresses import float16_at, words_at
+from labkit.kernels.cpu.addresses import float16_at, next_codes_at, number_at, words_at
 from labkit.kernels.cpu.parallel import inlined
 from labkit.kernels.cpu.vectors import half_lanes
 from labkit.quantize.lanes import splat, to_floats
@@ -23,6 +23,7 @@ _LOW, _TWO_BITS = np.int32(0x0F0F0F0F), np.int32(0x03030303)
 _ONES = np.int32(0x01010101)
 _FOUR = np.int32(4)
 _SIX, _FIFTEEN, _THREE = np.int32(63), np.int32(15), np.int32(3)
+_SIXES, _PAIRS, _TWO = np.int32(0x3F3F3F3F), np.int32(0x30303030), np.int32(2)
 HALF_OF_4, HALF_OF_8, HALF_OF_6 = np.float32(8), np.float32(128), np.float32(32)
 
 
@@ -126,6 +127,17 @@ def _scale_and_min(start, sub):
 
 
 @inlined
+def six_bits(start):
+    """All of a block: (d and the factor of minimums, float16 in a word's halves; then in its bytes
+    scales of sub-blocks 0-3, minimums of 0-3, scales of 4-7, minimums of 4-7)."""
+    head, first = next_codes_at(start), next_codes_at(start + 64)
+    second, rest = next_codes_at(start + 128), next_codes_at(start + 192)
+    scales = _low(rest) | ((first >> splat(_TWO)) & splat(_PAIRS))
+    least = _high(rest) | ((second >> splat(_TWO)) & splat(_PAIRS))
+    return head, first & splat(_SIXES), second & splat(_SIXES), scales, least
+
+
+@inlined
 def _q4_k(panel, chunk):
     """Two neighbouring chunks share bytes; the first has their low bits."""
     start, sub = panel + 2304 * (chunk >> 3), chunk & 7
@@ -192,6 +204,13 @@ def _q6_k(panel, chunk):
     d, scales = float16_at(start + 3328), words_at(start + 64 * (2 * half + (part >> 1)))
     s0, s1 = d * signed_field(scales, 2 * (part & 1)), d * signed_field(scales, 2 * (part & 1) + 1)
     return codes, s0, s1, s0 * splat(HALF_OF_6), s1 * splat(HALF_OF_6)
+
+
+@inlined
+def pair_sums(less):
+    """Of two neighbouring chunks: minus their sums of x, which lie from the address ``less`` on."""
+    some = number_at(less) + number_at(less + 4)
+    return some, number_at(less + 8) + number_at(less + 12)
 
 
 @inlined

@@ -10,15 +10,14 @@ import numpy as np
 
 from labkit.kernels.cpu.addresses import address_of, float16_at, next_words_at, number_at
 from labkit.kernels.cpu.look_ups import eight
-from labkit.kernels.cpu.panel_codes import field
+from labkit.kernels.cpu.panel_codes import field, pair_sums, six_bits
 from labkit.kernels.cpu.parallel import compiled, inlined
 from labkit.kernels.cpu.vectors import half_lanes, multiply_add
 from labkit.quantize.lanes import load, splat, store
 
 _ZERO = np.float32(0)
 _SIGNED, _LEVELS = np.arange(-8, 8, dtype=np.float32), np.arange(16, dtype=np.float32)
-_LOW, _SIX, _PAIRS = np.int32(0x0F0F0F0F), np.int32(0x3F3F3F3F), np.int32(0x30303030)
-_TWO, _FOUR, _SIXTEEN = np.int32(2), np.int32(4), np.int32(16)
+_SIXTEEN = np.int32(16)
 
 
 @inlined
@@ -61,30 +60,24 @@ def _pair(words, pair, chunk, scales, mins, table, row, minus, inner, least):
     which = 2 * (pair & 1)
     inner = multiply_add(a + b, field(scales, which), inner)
     inner = multiply_add(c + d, field(scales, which + 1), inner)
-    some, more = (
-        minus[2 * chunk] + minus[2 * chunk + 1],
-        minus[2 * chunk + 2] + minus[2 * chunk + 3],
-    )
-    least = multiply_add(field(mins, which), splat(some), least)
-    return inner, multiply_add(field(mins, which + 1), splat(more), least)
+    some, more = pair_sums(minus + 8 * chunk)
+    least = multiply_add(field(mins, which), some, least)
+    return inner, multiply_add(field(mins, which + 1), more, least)
 
 
 @compiled
 def q4_k_floats(panel, chunks, x, less, token, out, place):
     """The same for Q4_K: 6-bit scales and minimums, then a pair of chunks in 8 words."""
-    result, row, minus, table = splat(_ZERO), address_of(x[token]), less[token], load(_LEVELS, 0)
+    result, table = splat(_ZERO), load(_LEVELS, 0)
+    row, minus = address_of(x[token]), address_of(less[token])
     for block in range(chunks >> 3):
-        start, chunk = panel + 2304 * block, 8 * block
-        head, first = next_words_at(start), next_words_at(start + 64)
-        second, rest = next_words_at(start + 128), next_words_at(start + 192)
-        a, b, words = first & splat(_SIX), second & splat(_SIX), start + 256
-        inner = least = splat(_ZERO)
+        start, chunk, inner = panel + 2304 * block, 8 * block, splat(_ZERO)
+        head, a, b, c, d = six_bits(start)
+        words, least = start + 256, splat(_ZERO)
         inner, least = _pair(words, 0, chunk, a, b, table, row, minus, inner, least)
         inner, least = _pair(words, 1, chunk + 2, a, b, table, row, minus, inner, least)
-        a = (rest & splat(_LOW)) | ((first >> splat(_TWO)) & splat(_PAIRS))
-        b = ((rest >> splat(_FOUR)) & splat(_LOW)) | ((second >> splat(_TWO)) & splat(_PAIRS))
-        inner, least = _pair(words, 2, chunk + 4, a, b, table, row, minus, inner, least)
-        inner, least = _pair(words, 3, chunk + 6, a, b, table, row, minus, inner, least)
+        inner, least = _pair(words, 2, chunk + 4, c, d, table, row, minus, inner, least)
+        inner, least = _pair(words, 3, chunk + 6, c, d, table, row, minus, inner, least)
         result = multiply_add(half_lanes(head), inner, result)
         result = multiply_add(half_lanes(head >> splat(_SIXTEEN)), least, result)
     store(out[token], place, result)
