@@ -13,6 +13,24 @@ from labkit.core.errors import SchemeError, ShapeError
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
+def require_operands(
+    x: Tensor, bias: Tensor | None, shape: tuple[int, int], device: torch.device, what: str
+) -> None:
+    """`require_activations` and `require_bias` for a weight [out, in].
+
+    Args:
+        what: the operation and the weight, in words; its shape is added. That waits until something
+            is wrong, since between two weights a microsecond becomes five.
+    """
+    rows, columns = shape
+    fits = x.dtype in DTYPES and x.device == device and x.shape[-1:] == (columns,)
+    if fits and bias is None:
+        return
+    where = f"{what} {tuple(shape)}"
+    require_activations(x, columns, device, where)
+    require_bias(bias, rows, device, where)
+
+
 def require_activations(x: Tensor, columns: int, device: torch.device, where: str) -> None:
     """Return if ``x`` is [..., columns], float32, float16 or bfloat16, on ``device``.
 
@@ -92,15 +110,28 @@ def require_blocks(blocks: Tensor | np.ndarray, nbytes: int, where: str) -> None
         )
 
 
-def product(x: Tensor, columns: int, rows: int, multiply: Callable[[Tensor], Tensor]) -> Tensor:
-    """``multiply`` of x [..., columns] as [tokens, columns]; of no token at all, nothing.
+def product(
+    x: Tensor,
+    shape: tuple[int, int],
+    bias: Tensor | None,
+    multiply: Callable[..., Tensor],
+    *weight: object,
+) -> Tensor:
+    """multiply(x as [tokens, in], *weight) + bias in x's dtype, [..., out]; ``shape``: [out, in].
 
     A kernel may count on a first token: one that wrote its sums to a row that was not there
     damaged the heap. What is as it should be is left out: each step takes as long as a panel.
     """
-    x = x.detach() if x.requires_grad else x
-    flat = x if x.ndim == 2 else x.reshape(-1, columns)
-    return multiply(flat) if len(flat) else torch.zeros(0, rows, device=x.device)
+    rows, columns = shape
+    flat = x.detach() if x.requires_grad else x
+    flat = flat if x.ndim == 2 else flat.reshape(-1, columns)
+    y = multiply(flat, *weight) if flat.shape[0] else torch.zeros(0, rows, device=x.device)
+    return finish(y, x, rows, bias)
+
+
+def result_dtype(x: Tensor, bias: Tensor | None) -> torch.dtype:
+    """What a kernel had better return: x's dtype, or float32 if a bias is still to be added."""
+    return x.dtype if bias is None else torch.float32
 
 
 def finish(y: Tensor, x: Tensor, rows: int, bias: Tensor | None) -> Tensor:

@@ -17,6 +17,11 @@ Implementation = Literal["reference", "cpu", "gpu"]
 NAMES = ("reference", "cpu", "gpu")
 
 
+@cache
+def _on_cpu(operation: str) -> ModuleType:
+    return import_module(f"labkit.kernels.cpu.{operation}")
+
+
 def module(operation: str, device: torch.device, implementation: str | None) -> ModuleType:
     """`labkit.kernels.<implementation>.<operation>`.
 
@@ -27,7 +32,7 @@ def module(operation: str, device: torch.device, implementation: str | None) -> 
         SchemeError: an unknown name, one that does not run on ``device``, or Triton missing.
     """
     if implementation is None and device.type == "cpu":
-        return _imported(f"labkit.kernels.cpu.{operation}")
+        return _on_cpu(operation)
     if implementation is None:
         implementation = "gpu" if device.type == "cuda" else "reference"
     where = f"{operation} on {device}"

@@ -34,16 +34,17 @@ def codebook_linear(
         SchemeError: dtypes, devices or an implementation that cannot be.
         ShapeError: parts that do not fit, or a weight that is no matrix.
     """
-    where = f"codebook_linear, {weight.quant_type} {tuple(weight.shape)}"
-    if len(weight.shape) != 2:
-        raise ShapeError(f"weight has shape {tuple(weight.shape)}", where, "Expected [out, in].")
+    what, shape = f"codebook_linear, {weight.quant_type}", weight.shape
+    if len(shape) != 2:
+        raise ShapeError(f"weight has shape {tuple(shape)}", what, "Expected [out, in].")
     panels = isinstance(weight, CodebookPanels)
     if panels and implementation == "gpu":
+        where = f"{what} {tuple(shape)}"
         raise SchemeError("panels are laid out for a CPU", where, "On a GPU give a CodebookTensor.")
-    rows, columns = weight.shape
     device = (weight.codes if panels else weight.packed).device
-    checks.require_activations(x, columns, device, where)
-    checks.require_bias(bias, rows, device, where)
+    checks.require_operands(x, bias, shape, device, what)
     kernel = choose.module("codebook", device, implementation)
-    y = checks.product(x, columns, rows, lambda flat: kernel.linear(flat, weight))
-    return checks.finish(y, x, rows, bias)
+    if not panels or implementation == "reference":
+        return checks.product(x, shape, bias, kernel.linear, weight)
+    dtype = checks.result_dtype(x, bias)
+    return checks.product(x, shape, bias, kernel.linear, weight, dtype)

@@ -21,11 +21,11 @@ from labkit.core.errors import GroupSizeError, ShapeError
 from labkit.kernels import checks
 from labkit.kernels.nibble_panels import (
     CHUNK,
+    NATURAL,
     ROWS,
     bfloat16_levels,
     chunks_of,
     pack,
-    pair_order,
     side_by_side,
 )
 
@@ -171,12 +171,9 @@ class CodebookPanels:
         """The same as `nibble_panels.bfloat16_levels`."""
         return bfloat16_levels(self.levels)
 
-    @cached_property
+    @property
     def order(self) -> np.ndarray:
-        """int32 [in]: the column of each slot."""
-        return np.arange(self.shape[1], dtype=np.int32)
+        """int32 [0]: slot s has column s (`nibble_panels.NATURAL`)."""
+        return NATURAL
 
-    @cached_property
-    def pair_order(self) -> np.ndarray:
-        """int32 [in]: the columns in pairs (`nibble_panels.pair_order`)."""
-        return pair_order(torch.from_numpy(self.order)).numpy()
+    pair_order = order

@@ -26,10 +26,7 @@ def fp8_linear(
         SchemeError: dtypes, devices or an implementation that cannot be.
         ShapeError: x or bias that do not fit the weight.
     """
-    where = f"fp8_linear, weight {tuple(weight.shape)}"
-    rows, columns = weight.shape
-    checks.require_activations(x, columns, weight.codes.device, where)
-    checks.require_bias(bias, rows, weight.codes.device, where)
-    kernel = choose.module("fp8", weight.codes.device, implementation)
-    y = checks.product(x, columns, rows, lambda flat: kernel.linear(flat, weight))
-    return checks.finish(y, x, rows, bias)
+    device = weight.codes.device
+    checks.require_operands(x, bias, weight.shape, device, "fp8_linear, weight")
+    kernel = choose.module("fp8", device, implementation)
+    return checks.product(x, weight.shape, bias, kernel.linear, weight)

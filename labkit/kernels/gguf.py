@@ -32,9 +32,7 @@ def gguf_linear(
     kind = block_type(type_name)
     checks.require_blocks(blocks, kind.nbytes, where)
     checks.require_contiguous("blocks", blocks, where)
-    rows, columns = len(blocks), blocks.shape[1] // kind.nbytes * kind.weights
-    checks.require_activations(x, columns, blocks.device, where)
-    checks.require_bias(bias, rows, blocks.device, where)
+    shape = len(blocks), blocks.shape[1] // kind.nbytes * kind.weights
+    checks.require_operands(x, bias, shape, blocks.device, f"gguf_linear, {type_name}")
     kernel = choose.module("gguf", blocks.device, implementation)
-    y = checks.product(x, columns, rows, lambda flat: kernel.linear(flat, blocks, type_name))
-    return checks.finish(y, x, rows, bias)
+    return checks.product(x, shape, bias, kernel.linear, blocks, type_name)

@@ -11,6 +11,7 @@ from labkit.kernels import checks, choose
 from labkit.kernels.int4_panels import Int4Panels
 from labkit.kernels.int4_weight import Int4Weight
 
+_WHAT = "int4_linear, weight"
 _OPERATIONS = {16: "int4", 8: "int4_act8"}
 _OF_PANELS = {16: "int4_panels", 8: "int4_panels_act8"}
 
@@ -38,16 +39,17 @@ def int4_linear(
         ShapeError: x or bias that do not fit the weight.
         NonFiniteError: with 8 activation bits, NaN or infinity in x.
     """
-    where = f"int4_linear, weight {tuple(weight.shape)}"
-    device, panels = weight.codes.device, isinstance(weight, Int4Panels)
-    checks.require_activations(x, weight.in_features, device, where)
-    checks.require_bias(bias, weight.shape[0], device, where)
+    shape, device = weight.shape, weight.codes.device
+    checks.require_operands(x, bias, shape, device, _WHAT)
     if activation_bits not in _OPERATIONS:
+        where = f"{_WHAT} {tuple(shape)}"
         raise SchemeError(f"activation_bits is {activation_bits!r}", where, "Choose 16 or 8.")
-    if panels and implementation == "gpu":
+    if not isinstance(weight, Int4Panels) or implementation == "reference":
+        kernel = choose.module(_OPERATIONS[activation_bits], device, implementation)
+        return checks.product(x, shape, bias, kernel.linear, weight)
+    if implementation == "gpu":
+        where = f"{_WHAT} {tuple(shape)}"
         raise SchemeError("panels are laid out for a CPU", where, "On a GPU give an Int4Weight.")
-    cpu = panels and implementation != "reference"
-    operation = (_OF_PANELS if cpu else _OPERATIONS)[activation_bits]
-    kernel = choose.module(operation, device, implementation)
-    y = checks.product(x, *reversed(weight.shape), lambda flat: kernel.linear(flat, weight))
-    return checks.finish(y, x, weight.shape[0], bias)
+    kernel = choose.module(_OF_PANELS[activation_bits], device, implementation)
+    dtype = checks.result_dtype(x, bias)
+    return checks.product(x, shape, bias, kernel.linear, weight, dtype)

@@ -20,6 +20,7 @@ from labkit.kernels.int4_parts import Int4Parts
 from labkit.kernels.int4_weight import SYMMETRIC_ZERO, Int4Weight, unpacked
 from labkit.kernels.nibble_panels import (
     CHUNK,
+    NATURAL,
     ROWS,
     bfloat16_levels,
     chunks_of,
@@ -118,13 +119,15 @@ class Int4Panels(Int4Parts):
 
     @cached_property
     def order(self) -> np.ndarray:
-        """int32 [slots]: `columns`."""
-        return self.columns.numpy()
+        """int32 [slots]: `columns`; `nibble_panels.NATURAL` where slot s has column s."""
+        columns = self.columns.numpy()
+        natural = len(columns) == self.shape[1] and (columns == np.arange(len(columns))).all()
+        return NATURAL if natural else columns
 
     @cached_property
     def pair_order(self) -> np.ndarray:
-        """int32 [slots]: the columns in pairs (`nibble_panels.pair_order`)."""
-        return pair_order(self.columns).numpy()
+        """int32 [slots]: the columns in pairs (`nibble_panels.pair_order`); or NATURAL."""
+        return NATURAL if self.order is NATURAL else pair_order(self.columns).numpy()
 
     @property
     def levels(self) -> np.ndarray:

@@ -45,11 +45,9 @@ def int8_linear(
     if dtype not in checks.DTYPES:
         raise SchemeError(f"dtype is {dtype}", where, "Expected float32, float16 or bfloat16.")
     kernel = choose.module("int8", device, implementation)
-    y = checks.product(
-        codes,
-        columns,
-        rows,
-        lambda flat: kernel.linear(flat.contiguous(), scale.reshape(-1), weight),
-    )
+    flat = codes.reshape(-1, columns).contiguous()
+    if not flat.shape[0]:  # a kernel may count on a first token
+        return torch.zeros(*codes.shape[:-1], rows, dtype=dtype, device=device)
+    y = kernel.linear(flat, scale.reshape(-1), weight)
     y = y if bias is None else y + bias.to(y.dtype)
     return y.to(dtype).reshape(*codes.shape[:-1], rows)

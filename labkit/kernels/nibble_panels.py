@@ -19,6 +19,7 @@ from torch import Tensor
 from labkit.core.huge_pages import empty_bytes
 
 ROWS, CHUNK = 16, 32
+NATURAL = np.empty(0, np.int32)  # an order for which no table is needed: slot s has column s
 _AT_A_TIME = 16  # panels that are put together at a time: no second copy of the weight
 
 
@@ -63,6 +64,9 @@ def pair_order(columns: Tensor) -> Tensor:
     # [chunk, high, word, two, odd] -> [chunk, word, odd, high, two]
     slots = columns.reshape(-1, 2, 4, 2, 2)
     return slots.permute(0, 2, 4, 1, 3).reshape(-1).contiguous()
+
+
+PAIR_ORDER = pair_order(torch.arange(CHUNK)).numpy()  # of a chunk whose slot s has column s
 
 
 def bfloat16_levels(levels: np.ndarray) -> np.ndarray:

@@ -37,18 +37,18 @@ def panel_linear(
         ShapeError: x or bias that do not fit the weight.
         NonFiniteError: with 8 activation bits, NaN or infinity in x.
     """
-    where = f"panel_linear, {weight.type_name} {tuple(weight.shape)}"
-    rows, columns = weight.shape
-    checks.require_activations(x, columns, weight.data.device, where)
-    checks.require_bias(bias, rows, weight.data.device, where)
+    what, shape, device = f"panel_linear, {weight.type_name}", weight.shape, weight.data.device
+    checks.require_operands(x, bias, shape, device, what)
     if weight.type_name not in HALF_FIRST:
-        raise SchemeError("a weight without codes", where, f"Use {', '.join(HALF_FIRST)}.")
+        raise SchemeError("a weight without codes", what, f"Use {', '.join(HALF_FIRST)}.")
     if activation_bits not in _OPERATIONS:
-        raise SchemeError(f"activation_bits is {activation_bits!r}", where, "Choose 16 or 8.")
+        raise SchemeError(f"activation_bits is {activation_bits!r}", what, "Choose 16 or 8.")
     if implementation == "gpu":
         raise SchemeError(
-            "panels are laid out for a CPU", where, "On a GPU call gguf_linear with the blocks."
+            "panels are laid out for a CPU", what, "On a GPU call gguf_linear with the blocks."
         )
-    kernel = choose.module(_OPERATIONS[activation_bits], weight.data.device, implementation)
-    y = checks.product(x, columns, rows, lambda flat: kernel.linear(flat, weight))
-    return checks.finish(y, x, rows, bias)
+    kernel = choose.module(_OPERATIONS[activation_bits], device, implementation)
+    if implementation == "reference":
+        return checks.product(x, shape, bias, kernel.linear, weight)
+    dtype = checks.result_dtype(x, bias)
+    return checks.product(x, shape, bias, kernel.linear, weight, dtype)

@@ -189,3 +189,27 @@ def store_at(typing_context, address, value):
         return context.get_dummy_value()
 
     return types.void(types.int64, FLOATS), generate
+
+
+@intrinsic
+def store_words_at(typing_context, address, value):
+    """Sixteen int32 to an address."""
+
+    def generate(context, builder, signature, arguments):
+        place = builder.inttoptr(arguments[0], INTS_IR.as_pointer())
+        builder.store(arguments[1], place, align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, INTS), generate
+
+
+@intrinsic
+def store_shorts_at(typing_context, address, value):
+    """The low 16 bits of sixteen int32 to an address."""
+
+    def generate(context, builder, signature, arguments):
+        place = builder.inttoptr(arguments[0], SHORTS_IR.as_pointer())
+        builder.store(builder.trunc(arguments[1], SHORTS_IR), place, align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, INTS), generate

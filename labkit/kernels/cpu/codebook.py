@@ -21,15 +21,21 @@ from labkit.quantize import nf4_numba
 _NO_ZEROS = np.empty((0, 0), np.uint8)
 
 
-def linear(x: Tensor, weight: CodebookTensor | CodebookPanels) -> Tensor:
-    """x [tokens, in] @ (levels[code] * absmax).T, float32 [tokens, out]."""
+def linear(
+    x: Tensor, weight: CodebookTensor | CodebookPanels, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """x [tokens, in] @ (levels[code] * absmax).T, [tokens, out].
+
+    Args:
+        dtype: of the result, as in `operands.empty_result`; of rows it is float32.
+    """
     if isinstance(weight, CodebookTensor):
         return _decoded(torch.from_numpy(float_rows(x, weight.shape[1])), weight)
     codes, scales = weight.arrays
     if scales is None:
         scales = _unnested(weight.absmax, weight.shape[0], len(codes))
     held = codes, scales, False, _NO_ZEROS, weight.block_size
-    return int4_panels.product(x, weight, held)
+    return int4_panels.product(x, weight, held, dtype)
 
 
 def _unnested(absmax: NestedAbsmax, rows: int, panels: int) -> np.ndarray:

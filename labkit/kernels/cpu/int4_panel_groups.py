@@ -16,8 +16,10 @@ from labkit.kernels.cpu.addresses import (
 from labkit.kernels.cpu.parallel import inlined
 from labkit.kernels.cpu.vectors import multiply_ints
 from labkit.kernels.int4_weight import SYMMETRIC_ZERO
+from labkit.kernels.nibble_panels import ROWS
 from labkit.quantize.lanes import splat, to_floats
 
+BYTES_OF_SLOT = ROWS // 2  # in a panel
 TOKENS = 32  # so many tokens' x stay in the cache while panels pass by
 _NONE, _ZERO, _MIDDLE = np.int32(0), np.float32(0), np.int32(SYMMETRIC_ZERO)
 

@@ -13,15 +13,24 @@ from __future__ import annotations
 
 import numpy as np
 
-from labkit.kernels.cpu.addresses import next_words_at, store_at, word_at, words_at
+from labkit.kernels.cpu.addresses import (
+    next_words_at,
+    store_at,
+    store_words_at,
+    word_at,
+    words_at,
+)
 from labkit.kernels.cpu.int4_panel_groups import offset, scales_at
+from labkit.kernels.cpu.loads import load_words
 from labkit.kernels.cpu.pairs import look_up_pairs, pair_dot
 from labkit.kernels.cpu.parallel import compiled, inlined
 from labkit.kernels.cpu.vectors import multiply_add, total
+from labkit.kernels.nibble_panels import CHUNK, PAIR_ORDER
 from labkit.quantize.lanes import splat
 
 _ZERO, _ONES = np.float32(0), np.int32(0x3F803F80)  # 1.0 and 1.0
 _STEPS = (np.int32(4), np.int32(8), np.int32(12))
+_IN_PAIRS = PAIR_ORDER.astype(np.int16).view(np.uint8)  # a register
 
 
 @inlined
@@ -33,6 +42,14 @@ def _weights(table, word):
         look_up_pairs(table, word >> splat(_STEPS[1])),
         look_up_pairs(table, word >> splat(_STEPS[2])),
     )
+
+
+@compiled
+def lay_down(x, columns, out):
+    """A token's columns in pairs, where slot s has column s."""
+    order = load_words(_IN_PAIRS, 0)
+    for column in range(0, columns, CHUNK):
+        store_words_at(out + 2 * column, look_up_pairs(words_at(x + 2 * column), order))
 
 
 @compiled

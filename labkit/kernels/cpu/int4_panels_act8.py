@@ -12,17 +12,10 @@ from torch import Tensor
 
 from labkit.kernels.cpu.addresses import address_of
 from labkit.kernels.cpu.int4_panel_bytes import eight_tokens, four_tokens, one_token
-from labkit.kernels.cpu.int4_panel_groups import TOKENS, panel_place
+from labkit.kernels.cpu.int4_panel_groups import BYTES_OF_SLOT, TOKENS, panel_place
 from labkit.kernels.cpu.loads import load_signed_bytes
-from labkit.kernels.cpu.parallel import (
-    arrange,
-    compiled,
-    float_rows,
-    fours,
-    part_count,
-    run,
-    shared,
-)
+from labkit.kernels.cpu.operands import empty_result, float_operand, floats_from, hand_over
+from labkit.kernels.cpu.parallel import arrange, compiled, fours, part_count, run, shared
 from labkit.kernels.cpu.runs import complain
 from labkit.kernels.cpu.tokens import round_token
 from labkit.kernels.cpu.vectors import total_ints
@@ -32,18 +25,22 @@ from labkit.quantize.lanes import splat
 _NONE = np.int32(0)
 
 
-def linear(x: Tensor, weight: Int4Panels) -> Tensor:
-    """x [tokens, in], quantized per token, @ weight.T: float32 [tokens, out].
+def linear(x: Tensor, weight: Int4Panels, dtype: torch.dtype = torch.float32) -> Tensor:
+    """x [tokens, in], quantized per token, @ weight.T: [tokens, out].
+
+    Args:
+        dtype: of the result, as in `operands.empty_result`.
 
     Raises NonFiniteError for NaN or infinity.
     """
-    rows, held = float_rows(x, weight.in_features), weight.arrays
-    tokens, panels = fours(len(rows)), len(weight.codes)
-    out = np.empty((tokens, panels * ROWS), np.float32)
-    count = part_count(held[0].nbytes * tokens, panels)
-    if not run(_multiply, count, rows, weight.order, *held, out):
-        complain(rows)
-    return torch.from_numpy(out[: len(rows), : weight.shape[0]])
+    x, held, (rows, columns) = float_operand(x), weight.arrays, weight.shape
+    given = x.shape[0]
+    y = empty_result(given, rows, dtype)
+    count = part_count(held[0].nbytes * given, held[0].shape[0])
+    result = y.data_ptr(), y.itemsize, rows
+    if not run(_multiply, count, x.data_ptr(), given, columns, weight.order, *held, *result):
+        complain(x.numpy())
+    return y
 
 
 @compiled
@@ -59,51 +56,60 @@ def _sum_groups(x, group_slots, sums):
 @compiled
 def _take(row, order, group_slots, x, scale, sums):
     """Round a token and put it into slots; 1 if it is not finite, else 0."""
-    taken = np.empty((1, row.shape[0]), np.uint8)
-    if round_token(row, taken[0], scale):
-        return 1
-    arrange(taken, order, x)
+    if order.shape[0] == 0:
+        bad = round_token(row, x[0], scale)
+    else:
+        taken = np.empty((1, row.shape[0]), np.uint8)
+        bad = round_token(row, taken[0], scale)
+        arrange(taken, order, x)
     _sum_groups(x[0], group_slots, sums)
-    return 0
+    return bad
 
 
 @shared
-def _multiply(rows, order, codes, scales, half, zeros, group_slots, out, count):
-    """Whether x is finite; ``out`` holds the product then."""
-    tokens, slots, panels = out.shape[0], order.shape[0], codes.shape[0]
-    groups, out_row = slots // group_slots, 4 * out.shape[1]
+def _multiply(
+    x_given, given, columns, order, codes, scales, half, zeros, group_slots, y, y_size, rows, count
+):
+    """Whether x is finite; y holds the product then."""
+    tokens, panels, slots = fours(given), codes.shape[0], codes.shape[1] // BYTES_OF_SLOT
+    groups, out_row = slots // group_slots, 4 * ROWS * panels
     x, scale_x = np.zeros((tokens, slots), np.uint8), np.zeros(tokens, np.float32)
-    sums, given, bad = np.zeros((tokens, groups), np.int32), rows.shape[0], 0
+    sums, bad = np.zeros((tokens, groups), np.int32), 0
     if given == 1:  # it takes less time than waking a thread
-        bad = _take(rows[0], order, group_slots, x, scale_x, sums[0])
+        token = floats_from(x_given, given, columns)[0]
+        bad = _take(token, order, group_slots, x, scale_x, sums[0])
     else:
         for part in numba.prange(count):
+            every = floats_from(x_given, given, columns)
             for t in range(part * given // count, (part + 1) * given // count):
                 one = t + 1
-                bad += _take(rows[t], order, group_slots, x[t:one], scale_x[t:one], sums[t])
+                bad += _take(every[t], order, group_slots, x[t:one], scale_x[t:one], sums[t])
     if bad:
         return False
+    as_wanted = y_size == 4 and rows == ROWS * panels and tokens == given
+    found = np.empty((0 if as_wanted else tokens, ROWS * panels), np.float32)
     for part in numba.prange(count):
+        out = y if as_wanted else address_of(found)
+        first, last = part * panels // count, (part + 1) * panels // count
         for block in range(0, tokens, TOKENS):
             end = min(tokens, block + TOKENS)
-            for panel in range(part * panels // count, (part + 1) * panels // count):
+            for panel in range(first, last):
                 c, s, z = panel_place(codes, scales, zeros, panel)
                 token = block
                 while token < end:
                     q, by = address_of(x) + token * slots, address_of(scale_x) + 4 * token
                     less = address_of(sums) + 4 * token * groups
-                    y = address_of(out) + token * out_row + 4 * ROWS * panel
+                    at = out + token * out_row + 4 * ROWS * panel
+                    operands = c, s, half, z, groups, group_slots, q, less, by, at
                     if tokens == 1:
-                        one_token(c, s, half, z, groups, group_slots, q, less, by, y)
+                        one_token(*operands)
                         token += 1
                     elif end - token >= 8:
-                        eight_tokens(
-                            c, s, half, z, groups, group_slots, q, less, by, y, slots, out_row
-                        )
+                        eight_tokens(*operands, slots, out_row)
                         token += 8
                     else:
-                        four_tokens(
-                            c, s, half, z, groups, group_slots, q, less, by, y, slots, out_row
-                        )
+                        four_tokens(*operands, slots, out_row)
                         token += 4
+        if not as_wanted:
+            hand_over(found, first * ROWS, last * ROWS, y, y_size, given, rows)
     return True

@@ -106,7 +106,8 @@ def float_rows(x: Tensor, columns: int) -> np.ndarray:
     return np.ascontiguousarray(flat.numpy())
 
 
-def fours(tokens: int) -> int:
+@compiled
+def fours(tokens):
     """Several tokens are taken four at a time: how many that makes, empty ones counted."""
     return tokens if tokens < 2 else -(-tokens // 4) * 4
 
@@ -120,10 +121,14 @@ def scale_arrays(scale: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 @compiled
 def arrange(rows, order, out):
-    """out[t, s] = rows[t, order[s]]; where order[s] is -1, out stays the zero that it was."""
+    """out[t, s] = rows[t, order[s]]; where order[s] is -1, out stays the zero that it was.
+
+    Without an order slot s has column s.
+    """
+    natural = order.shape[0] == 0
     for token in range(rows.shape[0]):
-        for slot in range(order.shape[0]):
-            column = order[slot]
+        for slot in range(out.shape[1]):
+            column = slot if natural else order[slot]
             if column >= 0:
                 out[token, slot] = rows[token, column]
 
