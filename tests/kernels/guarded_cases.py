@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 from dataclasses import replace
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -57,13 +58,23 @@ def close(found, exact, bound, name) -> None:
     assert ((found.double() - exact.double()).abs() <= bound).all(), name
 
 
+def results_guarded(at_end: bool):
+    """Have results lie beside such pages as well."""
+    plain = torch.empty
+
+    def empty(*shape, **options):
+        return guarded(plain(*shape, **options), at_end)
+
+    return patch.object(torch, "empty", empty)
+
+
 def int4(at_end: bool) -> None:
     for columns, group, symmetric, order in ((256, 128, True, False), (96, 32, False, True)):
         rows, _ = int4_weight(9, columns, group, symmetric, act_order=order)
         names = ["codes", "scale", "columns"] + ([] if symmetric else ["zero_point"])
         for weight in (rows, Int4Panels.from_rows(rows)):
             weight = replace(weight, **{n: guarded(getattr(weight, n), at_end) for n in names})
-            for tokens in (0, 1, 5, 17):
+            for tokens in (0, 1, 4, 5, 17):
                 x = guarded(torch.randn(tokens, columns), at_end)
                 _int4_products(x, weight)
                 _int4_products(guarded(x.to(torch.bfloat16), at_end), weight)
@@ -104,6 +115,15 @@ def formats(at_end: bool) -> None:
         panels = GgufPanels.from_blocks(blocks, name)
         panels = replace(panels, data=guarded(panels.data, at_end))
         close(panel_linear(x, panels), exact, bound, f"{name} panels")
+        for given in (x.to(torch.bfloat16), x[:1], x[:1].to(torch.bfloat16)):
+            given = guarded(given, at_end)
+            for bits in (16, 8):
+                y = panel_linear(given, panels, activation_bits=bits)
+                exact = panel_linear(
+                    given, panels, activation_bits=bits, implementation="reference"
+                )
+                bound = product_bound(given, torch.full_like(weight, 4), given.dtype)
+                close(y, exact, bound, f"{name} panels {given.dtype} {bits}")
     for block in (32, 64, 128):
         weight = nf4.quantize(torch.randn(9, 256), block_size=block)
         weight = replace(
@@ -140,8 +160,9 @@ def attention(at_end: bool) -> None:
 if __name__ == "__main__":
     torch.manual_seed(0)
     for end in (True, False):
-        int4(end)
-        int8(end)
-        formats(end)
-        attention(end)
+        with results_guarded(end):
+            int4(end)
+            int8(end)
+            formats(end)
+            attention(end)
     print("inside")

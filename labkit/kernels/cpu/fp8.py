@@ -22,7 +22,8 @@ from labkit.kernels.cpu.fp8_lanes import (
     last_even,
     last_odd,
 )
-from labkit.kernels.cpu.parallel import compiled, float_rows, part_count, run, shared
+from labkit.kernels.cpu.operands import bytes_from, empty_result, float_operand, floats_from
+from labkit.kernels.cpu.parallel import compiled, part_count, run, shared
 from labkit.kernels.cpu.vectors import multiply_add, total, total_ints
 from labkit.quantize.lanes import splat
 
@@ -33,15 +34,15 @@ _UP, _NAN = np.float32(2.0**8), np.float32(np.nan)
 
 def linear(x: Tensor, weight: Float8Tensor) -> Tensor:
     """x [tokens, in] @ (codes * scale).T, float32 [tokens, out]."""
-    rows = float_rows(x, weight.shape[1])
-    codes = weight.codes.contiguous()
-    if len(rows) >= tiled.FEW:
-        y = tiled.linear(torch.from_numpy(rows), len(codes), lambda a, b: codes[a:b].float())
-    else:
-        table, out = codes.view(torch.uint8).numpy(), np.empty((len(rows), len(codes)), np.float32)
-        run(_multiply, part_count(table.nbytes, len(table)), rows, table, out)
-        y = torch.from_numpy(out)
-    return y * weight.scale.float().reshape(1, -1)
+    x, codes, scale = float_operand(x), weight.codes.contiguous(), weight.scale.float().reshape(-1)
+    tokens, (rows, columns) = x.shape[0], weight.shape
+    if tokens >= tiled.FEW:
+        return tiled.linear(x, rows, lambda first, last: codes[first:last].float()) * scale
+    y = empty_result(tokens, rows, torch.float32)
+    count, scales = part_count(codes.nbytes, rows), (scale.data_ptr(), scale.shape[0])
+    shape = tokens, rows, columns
+    run(_multiply, count, codes.data_ptr(), *shape, x.data_ptr(), *scales, y.data_ptr())
+    return y
 
 
 @compiled
@@ -74,16 +75,16 @@ def _dot(x, codes, columns):
 
 
 @shared
-def _multiply(rows, table, out, count):
-    tokens, columns = rows.shape
+def _multiply(codes, tokens, rows, columns, x_given, scales, scale_count, y, count):
     whole = columns - columns % 64
     x = np.empty((tokens, columns), np.float32)
-    _in_order(rows, x)
+    _in_order(floats_from(x_given, tokens, columns), x)
     for part in numba.prange(count):
-        for row in range(part * len(table) // count, (part + 1) * len(table) // count):
+        table, out = bytes_from(codes, rows, columns), floats_from(y, tokens, rows)
+        scale = floats_from(scales, 1, scale_count)[0]
+        for row in range(part * rows // count, (part + 1) * rows // count):
             for token in range(tokens):
-                place = address_of(x) + 4 * token * columns
-                result = _dot(place, address_of(table) + row * columns, whole)
+                result = _dot(address_of(x) + 4 * token * columns, codes + row * columns, whole)
                 for rest in range(whole, columns):
                     result += VALUES[table[row, rest]] * x[token, rest]
-                out[token, row] = result
+                out[token, row] = result * scale[row if scale_count > 1 else 0]

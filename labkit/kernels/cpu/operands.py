@@ -49,6 +49,7 @@ def _pointer(kind):
 
 
 _to_floats, _to_shorts = _pointer(types.float32), _pointer(types.int16)
+_to_bytes = _pointer(types.uint8)
 
 
 @inlined
@@ -61,6 +62,12 @@ def floats_from(address, rows, columns):
 def shorts_from(address, rows, columns):
     """int16 [rows, columns], alike."""
     return numba.carray(_to_shorts(address), (rows, columns))
+
+
+@inlined
+def bytes_from(address, rows, columns):
+    """uint8 [rows, columns], alike."""
+    return numba.carray(_to_bytes(address), (rows, columns))
 
 
 @inlined
