@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from labkit.kernels.cpu.panel_codes import NUMBERS
-from labkit.kernels.cpu.panel_products import LAST_FLOAT, panel_product
+from labkit.kernels.cpu.panel_floats import LAST_FLOAT
+from labkit.kernels.cpu.panel_products import panel_product
 from labkit.kernels.cpu.runs import round_run, sum_run
 from labkit.kernels.gguf_panels import GgufPanels
 from labkit.nn.decoder.activations import gate, normalize

@@ -84,10 +84,16 @@ def next_words_at(address):
 
 
 @inlined
-def next_codes_at(address):
-    """`next_words_at` for loops of integer products."""
+def ask_codes_ahead(address):
+    """`ask_ahead` for loops of integer products."""
     if not _ZEN_4:
         ask_ahead(address)
+
+
+@inlined
+def next_codes_at(address):
+    """`next_words_at` for loops of integer products."""
+    ask_codes_ahead(address)
     return words_at(address)
 
 

@@ -1,4 +1,4 @@
-"""A panel of sixteen int4 rows times int8 activations: one token, or four or eight together.
+"""A panel of sixteen int4 rows times int8 activations: one token, or four together.
 
     y[row] = scale_x * sum over groups of  scale * (sum of code * q  -  zero * sum of q)
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from labkit.kernels.cpu.addresses import next_codes_at, number_at, store_at, word_at, words_at
+from labkit.kernels.cpu.addresses import next_codes_at, number_at, store_at, word_at
 from labkit.kernels.cpu.int4_panel_groups import begin, scales_at, zeros_at
 from labkit.kernels.cpu.parallel import compiled, inlined
 from labkit.kernels.cpu.vectors import byte_dot, multiply_add
@@ -25,6 +25,12 @@ def _word(found, word, x, place):
     """A register of codes: slots place … place + 3, and sixteen slots on."""
     found = byte_dot(found, word & splat(_LOW), word_at(x + place))
     return byte_dot(found, (word >> splat(_FOUR)) & splat(_LOW), word_at(x + place + 16))
+
+
+@inlined
+def _both(some, more, low, high, x):
+    """The same, in two sums."""
+    return byte_dot(some, low, word_at(x)), byte_dot(more, high, word_at(x + 16))
 
 
 @compiled
@@ -54,60 +60,23 @@ def four_tokens(
     row = 4 * groups
     for group in range(groups):
         zero = zeros_at(zeros, group)
-        a = begin(zero, sums, group)
-        b = begin(zero, sums + row, group)
-        c = begin(zero, sums + 2 * row, group)
-        d = begin(zero, sums + 3 * row, group)
-        for place in range(group * group_slots, (group + 1) * group_slots, 32):
-            for k in range(4):
-                word = words_at(codes + 8 * place + 64 * k)
-                a = _word(a, word, x, place + 4 * k)
-                b = _word(b, word, x1, place + 4 * k)
-                c = _word(c, word, x2, place + 4 * k)
-                d = _word(d, word, x3, place + 4 * k)
-        scale = scales_at(scales, half, group)
-        r0 = multiply_add(to_floats(a), scale, r0)
-        r1 = multiply_add(to_floats(b), scale, r1)
-        r2 = multiply_add(to_floats(c), scale, r2)
-        r3 = multiply_add(to_floats(d), scale, r3)
-    store_at(out, r0 * number_at(scale_x))
-    store_at(out + out_row, r1 * number_at(scale_x + 4))
-    store_at(out + 2 * out_row, r2 * number_at(scale_x + 8))
-    store_at(out + 3 * out_row, r3 * number_at(scale_x + 12))
-
-
-@compiled
-def eight_tokens(
-    codes, scales, half, zeros, groups, group_slots, x, sums, scale_x, out, x_row, out_row
-):
-    """The same for eight tokens."""
-    r0 = r1 = r2 = r3 = r4 = r5 = r6 = r7 = splat(_ZERO)
-    x1, x2, x3, x4 = x + x_row, x + 2 * x_row, x + 3 * x_row, x + 4 * x_row
-    x5, x6, x7 = x + 5 * x_row, x + 6 * x_row, x + 7 * x_row
-    row = 4 * groups
-    for group in range(groups):
-        zero = zeros_at(zeros, group)
         a, b = begin(zero, sums, group), begin(zero, sums + row, group)
         c, d = begin(zero, sums + 2 * row, group), begin(zero, sums + 3 * row, group)
-        e, f = begin(zero, sums + 4 * row, group), begin(zero, sums + 5 * row, group)
-        g, h = begin(zero, sums + 6 * row, group), begin(zero, sums + 7 * row, group)
+        e = f = g = h = splat(_NONE)
         for place in range(group * group_slots, (group + 1) * group_slots, 32):
             for k in range(4):
-                word, at = words_at(codes + 8 * place + 64 * k), place + 4 * k
-                a, b = _word(a, word, x, at), _word(b, word, x1, at)
-                c, d = _word(c, word, x2, at), _word(d, word, x3, at)
-                e, f = _word(e, word, x4, at), _word(f, word, x5, at)
-                g, h = _word(g, word, x6, at), _word(h, word, x7, at)
+                word, at = next_codes_at(codes + 8 * place + 64 * k), place + 4 * k
+                low, high = word & splat(_LOW), (word >> splat(_FOUR)) & splat(_LOW)
+                a, e = _both(a, e, low, high, x + at)
+                b, f = _both(b, f, low, high, x1 + at)
+                c, g = _both(c, g, low, high, x2 + at)
+                d, h = _both(d, h, low, high, x3 + at)
         scale = scales_at(scales, half, group)
-        r0, r1 = multiply_add(to_floats(a), scale, r0), multiply_add(to_floats(b), scale, r1)
-        r2, r3 = multiply_add(to_floats(c), scale, r2), multiply_add(to_floats(d), scale, r3)
-        r4, r5 = multiply_add(to_floats(e), scale, r4), multiply_add(to_floats(f), scale, r5)
-        r6, r7 = multiply_add(to_floats(g), scale, r6), multiply_add(to_floats(h), scale, r7)
+        r0 = multiply_add(to_floats(a + e), scale, r0)
+        r1 = multiply_add(to_floats(b + f), scale, r1)
+        r2 = multiply_add(to_floats(c + g), scale, r2)
+        r3 = multiply_add(to_floats(d + h), scale, r3)
     store_at(out, r0 * number_at(scale_x))
     store_at(out + out_row, r1 * number_at(scale_x + 4))
     store_at(out + 2 * out_row, r2 * number_at(scale_x + 8))
     store_at(out + 3 * out_row, r3 * number_at(scale_x + 12))
-    store_at(out + 4 * out_row, r4 * number_at(scale_x + 16))
-    store_at(out + 5 * out_row, r5 * number_at(scale_x + 20))
-    store_at(out + 6 * out_row, r6 * number_at(scale_x + 24))
-    store_at(out + 7 * out_row, r7 * number_at(scale_x + 28))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from labkit.kernels.cpu.addresses import float32_at, next_words_at, number_at, store_at, words_at
+from labkit.kernels.cpu.addresses import float32_at, next_words_at, number_at, store_at
 from labkit.kernels.cpu.int4_panel_groups import offset, scales_at
 from labkit.kernels.cpu.look_ups import eight
 from labkit.kernels.cpu.parallel import compiled, inlined
@@ -59,16 +59,16 @@ def one_token(levels, codes, scales, half, zeros, groups, group_slots, x, sums, 
 
 
 @inlined
-def _one_of_four(w, at, found):
-    """Eight weights of each row with one of four tokens."""
-    found = multiply_add(w[0], number_at(at), found)
-    found = multiply_add(w[1], number_at(at + 64), found)
-    found = multiply_add(w[2], number_at(at + 4), found)
-    found = multiply_add(w[3], number_at(at + 68), found)
-    found = multiply_add(w[4], number_at(at + 8), found)
-    found = multiply_add(w[5], number_at(at + 72), found)
-    found = multiply_add(w[6], number_at(at + 12), found)
-    return multiply_add(w[7], number_at(at + 76), found)
+def _one_of_four(w, at, some, more):
+    """Eight weights of each row with one of four tokens, in two sums."""
+    some = multiply_add(w[0], number_at(at), some)
+    more = multiply_add(w[1], number_at(at + 64), more)
+    some = multiply_add(w[2], number_at(at + 4), some)
+    more = multiply_add(w[3], number_at(at + 68), more)
+    some = multiply_add(w[4], number_at(at + 8), some)
+    more = multiply_add(w[5], number_at(at + 72), more)
+    some = multiply_add(w[6], number_at(at + 12), some)
+    return some, multiply_add(w[7], number_at(at + 76), more)
 
 
 @compiled
@@ -80,17 +80,18 @@ def four_tokens(
     table, words, row = float32_at(levels), group_slots >> 3, 4 * groups
     for group in range(groups):
         a = b = c = d = splat(_ZERO)
+        e = f = g = h = splat(_ZERO)
         for word in range(group * words, (group + 1) * words):
-            w, at = eight(table, words_at(codes + 64 * word)), x + 4 * _first(word)
-            a = _one_of_four(w, at, a)
-            b = _one_of_four(w, at + x_row, b)
-            c = _one_of_four(w, at + 2 * x_row, c)
-            d = _one_of_four(w, at + 3 * x_row, d)
+            w, at = eight(table, next_words_at(codes + 64 * word)), x + 4 * _first(word)
+            a, e = _one_of_four(w, at, a, e)
+            b, f = _one_of_four(w, at + x_row, b, f)
+            c, g = _one_of_four(w, at + 2 * x_row, c, g)
+            d, h = _one_of_four(w, at + 3 * x_row, d, h)
         scale = scales_at(scales, half, group)
-        r0 = multiply_add(a + offset(zeros, group, sums), scale, r0)
-        r1 = multiply_add(b + offset(zeros, group, sums + row), scale, r1)
-        r2 = multiply_add(c + offset(zeros, group, sums + 2 * row), scale, r2)
-        r3 = multiply_add(d + offset(zeros, group, sums + 3 * row), scale, r3)
+        r0 = multiply_add((a + e) + offset(zeros, group, sums), scale, r0)
+        r1 = multiply_add((b + f) + offset(zeros, group, sums + row), scale, r1)
+        r2 = multiply_add((c + g) + offset(zeros, group, sums + 2 * row), scale, r2)
+        r3 = multiply_add((d + h) + offset(zeros, group, sums + 3 * row), scale, r3)
     store_at(out, r0)
     store_at(out + out_row, r1)
     store_at(out + 2 * out_row, r2)

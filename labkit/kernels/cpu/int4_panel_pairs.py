@@ -105,15 +105,19 @@ def four_tokens(
     row = 4 * groups
     for group in range(groups):
         a = b = c = d = splat(_ZERO)
-        for slot in range(group * group_slots, (group + 1) * group_slots, 8):
-            w = _weights(levels, words_at(codes + 8 * slot))
+        e = f = g = h = splat(_ZERO)
+        for slot in range(group * group_slots, (group + 1) * group_slots, 16):
+            w = _weights(levels, next_words_at(codes + 8 * slot))
             a, b = _four(w, x, slot, a), _four(w, x1, slot, b)
             c, d = _four(w, x2, slot, c), _four(w, x3, slot, d)
+            w = _weights(levels, next_words_at(codes + 8 * slot + 64))
+            e, f = _four(w, x, slot + 8, e), _four(w, x1, slot + 8, f)
+            g, h = _four(w, x2, slot + 8, g), _four(w, x3, slot + 8, h)
         scale = scales_at(scales, half, group)
-        r0 = multiply_add(a + offset(zeros, group, sums), scale, r0)
-        r1 = multiply_add(b + offset(zeros, group, sums + row), scale, r1)
-        r2 = multiply_add(c + offset(zeros, group, sums + 2 * row), scale, r2)
-        r3 = multiply_add(d + offset(zeros, group, sums + 3 * row), scale, r3)
+        r0 = multiply_add((a + e) + offset(zeros, group, sums), scale, r0)
+        r1 = multiply_add((b + f) + offset(zeros, group, sums + row), scale, r1)
+        r2 = multiply_add((c + g) + offset(zeros, group, sums + 2 * row), scale, r2)
+        r3 = multiply_add((d + h) + offset(zeros, group, sums + 3 * row), scale, r3)
     store_at(out, r0)
     store_at(out + out_row, r1)
     store_at(out + 2 * out_row, r2)

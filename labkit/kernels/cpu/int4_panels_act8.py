@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from labkit.kernels.cpu.addresses import address_of
-from labkit.kernels.cpu.int4_panel_bytes import eight_tokens, four_tokens, one_token
+from labkit.kernels.cpu.int4_panel_bytes import four_tokens, one_token
 from labkit.kernels.cpu.int4_panel_groups import BYTES_OF_SLOT, TOKENS, panel_place
 from labkit.kernels.cpu.loads import load_signed_bytes
 from labkit.kernels.cpu.operands import empty_result, float_operand, floats_from, hand_over
@@ -95,21 +95,15 @@ def _multiply(
             end = min(tokens, block + TOKENS)
             for panel in range(first, last):
                 c, s, z = panel_place(codes, scales, zeros, panel)
-                token = block
-                while token < end:
+                for token in range(block, end, 4):
                     q, by = address_of(x) + token * slots, address_of(scale_x) + 4 * token
                     less = address_of(sums) + 4 * token * groups
                     at = out + token * out_row + 4 * ROWS * panel
                     operands = c, s, half, z, groups, group_slots, q, less, by, at
                     if tokens == 1:
                         one_token(*operands)
-                        token += 1
-                    elif end - token >= 8:
-                        eight_tokens(*operands, slots, out_row)
-                        token += 8
                     else:
                         four_tokens(*operands, slots, out_row)
-                        token += 4
         if not as_wanted:
             hand_over(found, first * ROWS, last * ROWS, y, y_size, given, rows)
     return True

@@ -10,24 +10,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from labkit.kernels.cpu.addresses import (
-    address_of,
-    ask_ahead,
-    bfloat16_at,
-    float16_at,
-    float32_at,
-    number_at,
-)
+from labkit.kernels.cpu.addresses import address_of, ask_ahead, ask_codes_ahead, number_at
 from labkit.kernels.cpu.loads import splat_word
 from labkit.kernels.cpu.panel_blocks import q4_0_one, q4_k_one, q5_k_one, q6_k_one, q8_0_one
-from labkit.kernels.cpu.panel_codes import NUMBERS, Q4_0, Q4_K, Q5_K, Q8_0, field, unpack
+from labkit.kernels.cpu.panel_codes import Q4_0, Q4_K, Q5_K, Q8_0, field, unpack
+from labkit.kernels.cpu.panel_floats import LAST_FLOAT, floats_four, floats_one, four_rows
 from labkit.kernels.cpu.panel_look_ups import q4_0_floats, q4_k_floats
 from labkit.kernels.cpu.parallel import compiled, inlined
 from labkit.kernels.cpu.vectors import byte_dot, multiply_add
 from labkit.quantize.lanes import splat, store, to_floats
 
-F32, F16 = NUMBERS["F32"], NUMBERS["F16"]
-LAST_FLOAT = NUMBERS["BF16"]  # the numbers up to it are of floats
 _ZERO, _NONE = np.float32(0), np.int32(0)
 
 
@@ -42,14 +34,31 @@ def _dot16(codes, first, x, place):
 
 @inlined
 def _add_chunk(so_far, chunk, codes, s0, s1, m0, m1, x, scale, less):
-    """so_far + the next 32 columns with one token's codes."""
-    dx = splat(scale[chunk])
+    """so_far + the next 32 columns with one token's codes; its scales and sums by address."""
+    dx = number_at(scale + 4 * chunk)
     a = to_floats(_dot16(codes, 0, x, 32 * chunk))
     b = to_floats(_dot16(codes, 4, x, 32 * chunk + 16))
     so_far = multiply_add(a, s0 * dx, so_far)
     so_far = multiply_add(b, s1 * dx, so_far)
-    so_far = multiply_add(m0, splat(less[2 * chunk]), so_far)
-    return multiply_add(m1, splat(less[2 * chunk + 1]), so_far)
+    so_far = multiply_add(m0, number_at(less + 8 * chunk), so_far)
+    return multiply_add(m1, number_at(less + 8 * chunk + 4), so_far)
+
+
+@inlined
+def _chunk_ahead(kind, panel, chunk, eight):
+    """Ask for as many lines as the 32 columns of a chunk take; ``eight``: for 8-bit activations."""
+    size = 288
+    if kind == Q8_0:
+        size = 544
+    elif kind == Q5_K:
+        size = 352
+    elif kind != Q4_0 and kind != Q4_K:
+        size = 420
+    for line in range(size * chunk >> 6, size * (chunk + 1) >> 6):
+        if eight:
+            ask_codes_ahead(panel + 64 * line)
+        else:
+            ask_ahead(panel + 64 * line)
 
 
 @compiled
@@ -72,9 +81,11 @@ def codes_four(kind, panel, chunks, x, scale, less, token, out, place):
     """The same for four tokens from ``token`` on."""
     f0 = f1 = f2 = f3 = splat(_ZERO)
     x0, x1, x2, x3 = x[token], x[token + 1], x[token + 2], x[token + 3]
-    d0, d1, d2, d3 = scale[token], scale[token + 1], scale[token + 2], scale[token + 3]
-    n0, n1, n2, n3 = less[token], less[token + 1], less[token + 2], less[token + 3]
+    d0, d1, d2, d3 = four_rows(scale, token)
+    n0, n1, n2, n3 = four_rows(less, token)
     for chunk in range(chunks):
+        if token == 0:  # for the next four the panel is in the cache
+            _chunk_ahead(kind, panel, chunk, True)
         codes, s0, s1, m0, m1 = unpack(kind, panel, chunk)
         f0 = _add_chunk(f0, chunk, codes, s0, s1, m0, m1, x0, d0, n0)
         f1 = _add_chunk(f1, chunk, codes, s0, s1, m0, m1, x1, d1, n1)
@@ -100,30 +111,11 @@ def _mix16(codes, first, x):
 
 
 @inlined
-def _four_tokens(x, token):
-    """Where the x of four tokens begin: an index that may be negative costs at each number."""
-    return (
-        address_of(x[token]),
-        address_of(x[token + 1]),
-        address_of(x[token + 2]),
-        address_of(x[token + 3]),
-    )
-
-
-@inlined
 def _add_floats(so_far, chunk, codes, s0, s1, m0, m1, x, less):
     so_far = multiply_add(_mix16(codes, 0, x + 128 * chunk), s0, so_far)
     so_far = multiply_add(_mix16(codes, 4, x + 128 * chunk + 64), s1, so_far)
-    so_far = multiply_add(m0, splat(less[2 * chunk]), so_far)
-    return multiply_add(m1, splat(less[2 * chunk + 1]), so_far)
-
-
-@inlined
-def _bytes_of_chunk(kind):
-    """How many bytes of a panel 32 columns take, of a type whose codes are not looked up."""
-    if kind == Q8_0:
-        return 544
-    return 352 if kind == Q5_K else 420
+    so_far = multiply_add(m0, number_at(less + 8 * chunk), so_far)
+    return multiply_add(m1, number_at(less + 8 * chunk + 4), so_far)
 
 
 @compiled
@@ -135,11 +127,9 @@ def mixed_one(kind, panel, chunks, x, less, token, out, place):
     if kind == Q4_K:
         q4_k_floats(panel, chunks, x, less, token, out, place)
         return
-    found, floats, minus = splat(_ZERO), address_of(x[token]), less[token]
-    size = _bytes_of_chunk(kind)
+    found, floats, minus = splat(_ZERO), address_of(x[token]), address_of(less[token])
     for chunk in range(chunks):
-        for line in range(size * chunk >> 6, size * (chunk + 1) >> 6):
-            ask_ahead(panel + 64 * line)
+        _chunk_ahead(kind, panel, chunk, False)
         codes, s0, s1, m0, m1 = unpack(kind, panel, chunk)
         found = _add_floats(found, chunk, codes, s0, s1, m0, m1, floats, minus)
     store(out[token], place, found)
@@ -149,9 +139,11 @@ def mixed_one(kind, panel, chunks, x, less, token, out, place):
 def mixed_four(kind, panel, chunks, x, less, token, out, place):
     """The same for four tokens from ``token`` on."""
     f0 = f1 = f2 = f3 = splat(_ZERO)
-    x0, x1, x2, x3 = _four_tokens(x, token)
-    n0, n1, n2, n3 = less[token], less[token + 1], less[token + 2], less[token + 3]
+    x0, x1, x2, x3 = four_rows(x, token)
+    n0, n1, n2, n3 = four_rows(less, token)
     for chunk in range(chunks):
+        if token == 0:
+            _chunk_ahead(kind, panel, chunk, False)
         codes, s0, s1, m0, m1 = unpack(kind, panel, chunk)
         f0 = _add_floats(f0, chunk, codes, s0, s1, m0, m1, x0, n0)
         f1 = _add_floats(f1, chunk, codes, s0, s1, m0, m1, x1, n1)
@@ -161,50 +153,6 @@ def mixed_four(kind, panel, chunks, x, less, token, out, place):
     store(out[token + 1], place, f1)
     store(out[token + 2], place, f2)
     store(out[token + 3], place, f3)
-
-
-@inlined
-def _float_lanes(kind, panel, column):
-    if kind == F32:
-        return float32_at(panel + 64 * column)
-    if kind == F16:
-        return float16_at(panel + 32 * column)
-    return bfloat16_at(panel + 32 * column)
-
-
-@compiled
-def floats_one(kind, panel, columns, x, token, out, place):
-    """Weights of 16 or 32 bits with one token."""
-    row = address_of(x[token])
-    a = b = c = d = splat(_ZERO)
-    for four in range(columns >> 2):
-        column, at = 4 * four, row + 16 * four
-        for line in range(4 if kind == F32 else 2):
-            ask_ahead(panel + (256 if kind == F32 else 128) * four + 64 * line)
-        a = multiply_add(_float_lanes(kind, panel, column), number_at(at), a)
-        b = multiply_add(_float_lanes(kind, panel, column + 1), number_at(at + 4), b)
-        c = multiply_add(_float_lanes(kind, panel, column + 2), number_at(at + 8), c)
-        d = multiply_add(_float_lanes(kind, panel, column + 3), number_at(at + 12), d)
-    for rest in range(columns & -4, columns):
-        a = multiply_add(_float_lanes(kind, panel, rest), number_at(row + 4 * rest), a)
-    store(out[token], place, (a + b) + (c + d))
-
-
-@compiled
-def floats_four(kind, panel, columns, x, token, out, place):
-    """The same for four tokens from ``token`` on."""
-    x0, x1, x2, x3 = _four_tokens(x, token)
-    a = b = c = d = splat(_ZERO)
-    for column in range(columns):
-        w, at = _float_lanes(kind, panel, column), 4 * column
-        a = multiply_add(w, number_at(x0 + at), a)
-        b = multiply_add(w, number_at(x1 + at), b)
-        c = multiply_add(w, number_at(x2 + at), c)
-        d = multiply_add(w, number_at(x3 + at), d)
-    store(out[token], place, a)
-    store(out[token + 1], place, b)
-    store(out[token + 2], place, c)
-    store(out[token + 3], place, d)
 
 
 @compiled

@@ -9,7 +9,7 @@ import numpy as np
 
 from labkit.core.errors import ModelError, ShapeError
 from labkit.kernels.cpu.panel_codes import NUMBERS
-from labkit.kernels.cpu.panel_products import LAST_FLOAT
+from labkit.kernels.cpu.panel_floats import LAST_FLOAT
 from labkit.kernels.cpu.runs import RUN
 from labkit.kernels.gguf_panels import GgufPanels
 from labkit.quantize.lanes import LANES
