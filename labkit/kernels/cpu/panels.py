@@ -23,7 +23,7 @@ def linear(x: Tensor, weight: GgufPanels, dtype: torch.dtype = torch.float32) ->
     x, data, (rows, columns) = float_operand(x), weight.array, weight.shape
     tokens, panels = x.shape[0], data.shape[0]
     y = empty_result(tokens, rows, dtype)
-    count, kind = part_count(data.nbytes * tokens, max(1, panels)), NUMBERS[weight.type_name]
+    count, kind = part_count(data.nbytes * tokens, panels), NUMBERS[weight.type_name]
     result = y.data_ptr(), y.itemsize, rows
     run(_multiply, count, kind, data, x.data_ptr(), tokens, columns, _NO_CODES, _NO_SCALES, *result)
     return y

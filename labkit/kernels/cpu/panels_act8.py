@@ -27,7 +27,7 @@ def linear(x: Tensor, weight: GgufPanels, dtype: torch.dtype = torch.float32) ->
     x, data, (rows, columns) = float_operand(x), weight.array, weight.shape
     tokens, panels = x.shape[0], data.shape[0]
     y = empty_result(tokens, rows, dtype)
-    count, kind = part_count(data.nbytes * max(1, tokens // 2), max(1, panels)), weight.type_name
+    count, kind = part_count(data.nbytes * max(1, tokens // 2), panels), weight.type_name
     result = y.data_ptr(), y.itemsize, rows
     if not run(_multiply, count, NUMBERS[kind], data, x.data_ptr(), tokens, columns, *result):
         complain(x.numpy())

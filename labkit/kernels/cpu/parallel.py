@@ -16,6 +16,7 @@ from types import FunctionType
 import numba
 import numpy as np
 import torch
+from numba.np.ufunc import parallel as threads
 from torch import Tensor
 
 from labkit import quantize
@@ -58,14 +59,15 @@ def shared(function: FunctionType) -> Callable:
 
 # Waking a second thread costs more than so many bytes of weights.
 _SMALL = 2**17
+_MOST = numba.config.NUMBA_NUM_THREADS  # fixed when Numba is imported
 _EMPTY_HALVES, _EMPTY_FLOATS = np.empty((0, 0), np.uint16), np.empty((0, 0), np.float32)
 
 
 def part_count(nbytes: int, rows: int) -> int:
     """Into how many parts to cut ``rows`` that hold ``nbytes``, a part for a thread."""
-    if nbytes < _SMALL:
+    if nbytes < _SMALL or rows == 0:
         return 1
-    return max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS, rows))
+    return min(torch.get_num_threads(), _MOST, rows)
 
 
 @contextmanager
@@ -79,7 +81,9 @@ def parts(nbytes: int, rows: int):
         yield count
 
 
-_STARTED: list[bool] = []
+# Tells Numba's number of threads, once they have started. `numba.get_num_threads` takes two locks
+# and then calls this, which has no public name; where it has none at all, the locks are taken.
+_COUNTED: list[Callable[[], int]] = []
 
 
 def run(kernel: Callable, count: int, *arguments):
@@ -89,12 +93,12 @@ def run(kernel: Callable, count: int, *arguments):
     than by itself: so `at_most` is left out where Numba has that number already. When Numba is
     asked for the first time it starts its threads, which changes torch's number.
     """
-    if count == 1 or (_STARTED and numba.get_num_threads() == count):
+    if count == 1 or (_COUNTED and _COUNTED[0]() == count):
         return kernel(*arguments, count)
     with at_most(count):
         found = kernel(*arguments, count)
-    if not _STARTED:
-        _STARTED.append(True)
+    if not _COUNTED:
+        _COUNTED.append(getattr(threads, "_get_num_threads", None) or numba.get_num_threads)
     return found
 
 
