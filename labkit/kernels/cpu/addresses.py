@@ -185,37 +185,23 @@ def number_at(typing_context, address):
     return FLOATS(types.int64), generate
 
 
-@intrinsic
-def store_at(typing_context, address, value):
-    """Sixteen float32 to an address."""
+def _storing(lanes, kind, what):
+    """Store sixteen ``lanes`` as the LLVM type ``kind``, cut off if that is narrower."""
 
-    def generate(context, builder, signature, arguments):
-        place = builder.inttoptr(arguments[0], FLOATS_IR.as_pointer())
-        builder.store(arguments[1], place, align=1)
-        return context.get_dummy_value()
+    @intrinsic
+    def storing(typing_context, address, value):
+        def generate(context, builder, signature, arguments):
+            address, value = arguments
+            value = builder.trunc(value, kind) if kind == SHORTS_IR else value
+            builder.store(value, builder.inttoptr(address, kind.as_pointer()), align=1)
+            return context.get_dummy_value()
 
-    return types.void(types.int64, FLOATS), generate
+        return types.void(types.int64, lanes), generate
 
-
-@intrinsic
-def store_words_at(typing_context, address, value):
-    """Sixteen int32 to an address."""
-
-    def generate(context, builder, signature, arguments):
-        place = builder.inttoptr(arguments[0], INTS_IR.as_pointer())
-        builder.store(arguments[1], place, align=1)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, INTS), generate
+    storing.__doc__ = what
+    return storing
 
 
-@intrinsic
-def store_shorts_at(typing_context, address, value):
-    """The low 16 bits of sixteen int32 to an address."""
-
-    def generate(context, builder, signature, arguments):
-        place = builder.inttoptr(arguments[0], SHORTS_IR.as_pointer())
-        builder.store(builder.trunc(arguments[1], SHORTS_IR), place, align=1)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, INTS), generate
+store_at = _storing(FLOATS, FLOATS_IR, "Sixteen float32 to an address.")
+store_words_at = _storing(INTS, INTS_IR, "Sixteen int32 to an address.")
+store_shorts_at = _storing(INTS, SHORTS_IR, "The low 16 bits of sixteen int32 to an address.")

@@ -79,6 +79,13 @@ def _bfloat16_bits(value):
 
 
 @compiled
+def sums_beside(tokens, width, size, rows):
+    """float32 [tokens, width] to sum in, or [0, width] where y itself can hold such sums."""
+    as_wanted = size == 4 and rows == width
+    return np.empty((0 if as_wanted else tokens, width), np.float32)
+
+
+@compiled
 def _put(value, y, size):
     """Sixteen sums to an address, as float32 or, of 2 bytes, as bfloat16."""
     if size == 2:

@@ -12,12 +12,14 @@ import numpy as np
 
 from labkit.kernels.cpu.addresses import address_of, ask_ahead, ask_codes_ahead, number_at
 from labkit.kernels.cpu.loads import splat_word
+from labkit.kernels.cpu.operands import floats_from, hand_over
 from labkit.kernels.cpu.panel_blocks import q4_0_one, q4_k_one, q5_k_one, q6_k_one, q8_0_one
 from labkit.kernels.cpu.panel_codes import Q4_0, Q4_K, Q5_K, Q8_0, field, unpack
 from labkit.kernels.cpu.panel_floats import LAST_FLOAT, floats_four, floats_one, four_rows
 from labkit.kernels.cpu.panel_look_ups import q4_0_floats, q4_k_floats
 from labkit.kernels.cpu.parallel import compiled, inlined
 from labkit.kernels.cpu.vectors import byte_dot, multiply_add
+from labkit.kernels.gguf_panels import ROWS
 from labkit.quantize.lanes import splat, store, to_floats
 
 _ZERO, _NONE = np.float32(0), np.int32(0)
@@ -186,3 +188,25 @@ def panel_product(kind, panel, columns, eight, x, codes, scale, less, out, place
             else:
                 mixed_one(kind, panel, chunks, x, less, token, out, place)
             token += 1
+
+
+@compiled
+def panels_of_part(part, count, kind, data, eight, x, codes, scale, less, y, y_size, rows, found):
+    """The panels of one of ``count`` parts with all tokens.
+
+    Args:
+        data: uint8 [panels, blocks, bytes].
+        eight, codes, scale, less: as in `panel_product`; x: float32 [tokens, columns].
+        y, y_size, rows: the result, as in `operands.hand_over`.
+        found: float32 [tokens, 16 * panels] to sum in; [0, 16 * panels]: sums belong in y itself.
+    """
+    tokens, columns, panels = x.shape[0], x.shape[1], data.shape[0]
+    start, size = address_of(data), data.shape[1] * data.shape[2]
+    first, last = part * panels // count, (part + 1) * panels // count
+    as_wanted = found.shape[0] == 0
+    out = floats_from(y if as_wanted else address_of(found), tokens, ROWS * panels)
+    for panel in range(first, last):
+        place = start + panel * size
+        panel_product(kind, place, columns, eight, x, codes, scale, less, out, panel * ROWS)
+    if not as_wanted:
+        hand_over(found, first * ROWS, last * ROWS, y, y_size, tokens, rows)
