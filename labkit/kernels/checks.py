@@ -20,7 +20,7 @@ def require_operands(
 
     Args:
         what: the operation and the weight, in words; its shape is added. That waits until something
-            is wrong, since between two weights a microsecond becomes five.
+            is wrong: between two weights each step of Python finds its caches empty.
     """
     rows, columns = shape
     fits = x.dtype in DTYPES and x.device == device and x.shape[-1:] == (columns,)

@@ -12,14 +12,13 @@ import torch
 
 from labkit.core.errors import SchemeError
 
-_imported = cache(import_module)  # found at once: small products are short
 Implementation = Literal["reference", "cpu", "gpu"]
 NAMES = ("reference", "cpu", "gpu")
 
 
-@cache
-def _on_cpu(operation: str) -> ModuleType:
-    return import_module(f"labkit.kernels.cpu.{operation}")
+@cache  # found at once, and without a name put together: small products are short
+def _imported(implementation: str, operation: str) -> ModuleType:
+    return import_module(f"labkit.kernels.{implementation}.{operation}")
 
 
 def module(operation: str, device: torch.device, implementation: str | None) -> ModuleType:
@@ -32,7 +31,7 @@ def module(operation: str, device: torch.device, implementation: str | None) -> 
         SchemeError: an unknown name, one that does not run on ``device``, or Triton missing.
     """
     if implementation is None and device.type == "cpu":
-        return _on_cpu(operation)
+        return _imported("cpu", operation)
     if implementation is None:
         implementation = "gpu" if device.type == "cuda" else "reference"
     where = f"{operation} on {device}"
@@ -50,7 +49,7 @@ def module(operation: str, device: torch.device, implementation: str | None) -> 
         raise SchemeError(
             "Triton compiles for a GPU", where, "Set TRITON_INTERPRET=1 before Python starts."
         )
-    return _imported(f"labkit.kernels.{implementation}.{operation}")
+    return _imported(implementation, operation)
 
 
 def interpreted() -> bool:

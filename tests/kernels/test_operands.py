@@ -20,7 +20,7 @@ from labkit.kernels.cpu.operands import float_operand, hand_over
 from labkit.quantize import gguf, nf4
 from tests.kernels.cases import int4_weight
 
-_WIDTHS = st.floats(width=32, allow_nan=True, allow_infinity=True, allow_subnormal=True)
+_NUMBERS = st.floats(width=32, allow_nan=True, allow_infinity=True, allow_subnormal=True)
 
 
 def same(found: torch.Tensor, expected: torch.Tensor) -> bool:
@@ -35,7 +35,7 @@ def same(found: torch.Tensor, expected: torch.Tensor) -> bool:
 @given(st.integers(1, 40), st.integers(1, 3), st.booleans(), st.data())
 def test_sums_are_handed_over_rounded_as_torch_rounds(rows, tokens, low, data):
     panels = -(-rows // 16)
-    values = data.draw(st.lists(_WIDTHS, min_size=16, max_size=16))
+    values = data.draw(st.lists(_NUMBERS, min_size=16, max_size=16))
     some = torch.tensor(values, dtype=torch.float32)
     out = torch.stack([some.roll(k) for k in range(tokens * panels)]).reshape(tokens, 16 * panels)
     dtype = torch.bfloat16 if low else torch.float32

@@ -14,7 +14,8 @@ from torch import Tensor
 from labkit.core.codebook import CodebookTensor, NestedAbsmax
 from labkit.kernels.codebook_panels import CodebookPanels
 from labkit.kernels.cpu import int4_panels, tiled
-from labkit.kernels.cpu.parallel import float_rows, part_count, run, shared
+from labkit.kernels.cpu.operands import float_operand
+from labkit.kernels.cpu.parallel import part_count, run, shared
 from labkit.kernels.nibble_panels import ROWS
 from labkit.quantize import nf4_numba
 
@@ -30,7 +31,7 @@ def linear(
         dtype: of the result, as in `operands.empty_result`; of rows it is float32.
     """
     if isinstance(weight, CodebookTensor):
-        return _decoded(torch.from_numpy(float_rows(x, weight.shape[1])), weight)
+        return _decoded(float_operand(x), weight)
     codes, scales = weight.arrays
     if scales is None:
         scales = _unnested(weight.absmax, weight.shape[0], len(codes))

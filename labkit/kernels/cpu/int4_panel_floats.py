@@ -13,7 +13,7 @@ import numpy as np
 
 from labkit.kernels.cpu.addresses import float32_at, next_words_at, number_at, store_at
 from labkit.kernels.cpu.int4_panel_groups import offset, scales_at
-from labkit.kernels.cpu.look_ups import eight
+from labkit.kernels.cpu.look_ups import add_eight, eight
 from labkit.kernels.cpu.parallel import compiled, inlined
 from labkit.kernels.cpu.vectors import multiply_add, total
 from labkit.quantize.lanes import splat
@@ -39,22 +39,16 @@ def _first(word):
 
 @compiled
 def one_token(levels, codes, scales, half, zeros, groups, group_slots, x, sums, out):
-    """Sixteen rows with one token: four sums, so that products need not wait for each other."""
+    """Sixteen rows with one token."""
     result, table, words = splat(_ZERO), float32_at(levels), group_slots >> 3
     for group in range(groups):
-        a = b = c = d = splat(_ZERO)
+        found = splat(_ZERO), splat(_ZERO), splat(_ZERO), splat(_ZERO)
         for word in range(group * words, (group + 1) * words):
-            w, at = eight(table, next_words_at(codes + 64 * word)), x + 4 * _first(word)
-            a = multiply_add(w[0], number_at(at), a)
-            b = multiply_add(w[1], number_at(at + 64), b)
-            c = multiply_add(w[2], number_at(at + 4), c)
-            d = multiply_add(w[3], number_at(at + 68), d)
-            a = multiply_add(w[4], number_at(at + 8), a)
-            b = multiply_add(w[5], number_at(at + 72), b)
-            c = multiply_add(w[6], number_at(at + 12), c)
-            d = multiply_add(w[7], number_at(at + 76), d)
-        found = (a + b) + (c + d) + offset(zeros, group, sums)
-        result = multiply_add(found, scales_at(scales, half, group), result)
+            at = x + 4 * _first(word)
+            found = add_eight(table, next_words_at(codes + 64 * word), at, at + 64, found)
+        a, b, c, d = found
+        value = (a + b) + (c + d) + offset(zeros, group, sums)
+        result = multiply_add(value, scales_at(scales, half, group), result)
     store_at(out, result)
 
 

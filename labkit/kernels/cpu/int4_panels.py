@@ -22,6 +22,7 @@ from labkit.kernels.cpu.operands import (
     floats_from,
     hand_over,
     shorts_from,
+    sums_beside,
 )
 from labkit.kernels.cpu.pairs import HAS_PAIRS
 from labkit.kernels.cpu.parallel import (
@@ -131,9 +132,9 @@ def _multiply(
     groups, x_row, out_row = slots // group_slots, size * slots, 4 * ROWS * panels
     # As they are if they can be; else x is laid down, and the sums are handed over in the end.
     as_given = size == 4 and len(order) == 0 and tokens == given
-    as_wanted = y_size == 4 and rows == ROWS * panels and tokens == given
     laid = np.zeros((0 if as_given else tokens, x_row), np.uint8)
-    found = np.empty((0 if as_wanted else tokens, ROWS * panels), np.float32)
+    found = sums_beside(tokens, given, ROWS * panels, y_size, rows)
+    as_wanted = found.shape[0] == 0
     if not as_given:
         _lay_down(size, x_given, given, columns, order, laid)
     sums = np.empty((tokens, groups), np.float32)

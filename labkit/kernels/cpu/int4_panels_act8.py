@@ -14,7 +14,13 @@ from labkit.kernels.cpu.addresses import address_of
 from labkit.kernels.cpu.int4_panel_bytes import four_tokens, one_token
 from labkit.kernels.cpu.int4_panel_groups import BYTES_OF_SLOT, TOKENS, panel_place
 from labkit.kernels.cpu.loads import load_signed_bytes
-from labkit.kernels.cpu.operands import empty_result, float_operand, floats_from, hand_over
+from labkit.kernels.cpu.operands import (
+    empty_result,
+    float_operand,
+    floats_from,
+    hand_over,
+    sums_beside,
+)
 from labkit.kernels.cpu.parallel import arrange, compiled, fours, part_count, run, shared
 from labkit.kernels.cpu.runs import complain
 from labkit.kernels.cpu.tokens import round_token
@@ -76,8 +82,8 @@ def _multiply(
     x, scale_x = np.zeros((tokens, slots), np.uint8), np.zeros(tokens, np.float32)
     sums, bad = np.zeros((tokens, groups), np.int32), 0
     if given == 1:  # it takes less time than waking a thread
-        token = floats_from(x_given, given, columns)[0]
-        bad = _take(token, order, group_slots, x, scale_x, sums[0])
+        only = floats_from(x_given, given, columns)[0]
+        bad = _take(only, order, group_slots, x, scale_x, sums[0])
     else:
         for part in numba.prange(count):
             every = floats_from(x_given, given, columns)
@@ -86,8 +92,8 @@ def _multiply(
                 bad += _take(every[t], order, group_slots, x[t:one], scale_x[t:one], sums[t])
     if bad:
         return False
-    as_wanted = y_size == 4 and rows == ROWS * panels and tokens == given
-    found = np.empty((0 if as_wanted else tokens, ROWS * panels), np.float32)
+    found = sums_beside(tokens, given, ROWS * panels, y_size, rows)
+    as_wanted = found.shape[0] == 0
     for part in numba.prange(count):
         out = y if as_wanted else address_of(found)
         first, last = part * panels // count, (part + 1) * panels // count

@@ -1,8 +1,8 @@
 """How x comes into a product with panels and y out of it: by address, y in the dtype wanted.
 
-Between two weights nothing of Python stays in the cache: there a step of torch or NumPy that takes
-a microsecond by itself takes five. With one token these steps were a sixth of a 4096 x 4096
-product, so there are as few of them as can be: none for float32, none to round y to bfloat16.
+Between two weights nothing of Python stays in the cache, so a step of torch or NumPy takes several
+times as long as by itself, and with one token such steps are a part of the product that shows. So
+there are as few of them as can be: float32 is taken as it is, and y is rounded where it is summed.
 """
 
 from __future__ import annotations
@@ -79,9 +79,9 @@ def _bfloat16_bits(value):
 
 
 @compiled
-def sums_beside(tokens, width, size, rows):
-    """float32 [tokens, width] to sum in, or [0, width] where y itself can hold such sums."""
-    as_wanted = size == 4 and rows == width
+def sums_beside(tokens, given, width, size, rows):
+    """float32 [tokens, width] to sum in; [0, width] where y [given, rows] itself can hold that."""
+    as_wanted = size == 4 and rows == width and tokens == given
     return np.empty((0 if as_wanted else tokens, width), np.float32)
 
 

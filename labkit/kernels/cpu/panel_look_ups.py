@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from labkit.kernels.cpu.addresses import address_of, float16_at, next_words_at, number_at
-from labkit.kernels.cpu.look_ups import eight
+from labkit.kernels.cpu.addresses import address_of, float16_at, next_words_at
+from labkit.kernels.cpu.look_ups import add_eight
 from labkit.kernels.cpu.panel_codes import field, pair_sums, six_bits
 from labkit.kernels.cpu.parallel import compiled, inlined
 from labkit.kernels.cpu.vectors import half_lanes, multiply_add
@@ -18,20 +18,6 @@ from labkit.quantize.lanes import load, splat, store
 _ZERO = np.float32(0)
 _SIGNED, _LEVELS = np.arange(-8, 8, dtype=np.float32), np.arange(16, dtype=np.float32)
 _SIXTEEN = np.int32(16)
-
-
-@inlined
-def _eight_codes(table, word, near, far, found):
-    """Low bits of bytes meet x from ``near`` on (sums a, b), high ones from ``far`` on (c, d)."""
-    w, (a, b, c, d) = eight(table, word), found
-    a = multiply_add(w[0], number_at(near), a)
-    c = multiply_add(w[1], number_at(far), c)
-    b = multiply_add(w[2], number_at(near + 4), b)
-    d = multiply_add(w[3], number_at(far + 4), d)
-    a = multiply_add(w[4], number_at(near + 8), a)
-    c = multiply_add(w[5], number_at(far + 8), c)
-    b = multiply_add(w[6], number_at(near + 12), b)
-    return a, b, c, multiply_add(w[7], number_at(far + 12), d)
 
 
 @compiled
@@ -43,7 +29,7 @@ def q4_0_floats(panel, chunks, x, token, out, place):
         found = splat(_ZERO), splat(_ZERO), splat(_ZERO), splat(_ZERO)
         for unit in range(4):
             word, at = next_words_at(start + 32 + 64 * unit), row + 128 * chunk + 16 * unit
-            found = _eight_codes(table, word, at, at + 64, found)
+            found = add_eight(table, word, at, at + 64, found)
         a, b, c, d = found
         result = multiply_add((a + b) + (c + d), float16_at(start), result)
     store(out[token], place, result)
@@ -55,7 +41,7 @@ def _pair(words, pair, chunk, scales, mins, table, row, minus, inner, least):
     found = splat(_ZERO), splat(_ZERO), splat(_ZERO), splat(_ZERO)
     for unit in range(8):
         word, at = next_words_at(words + 512 * pair + 64 * unit), row + 128 * chunk + 16 * unit
-        found = _eight_codes(table, word, at, at + 128, found)
+        found = add_eight(table, word, at, at + 128, found)
     a, b, c, d = found
     which = 2 * (pair & 1)
     inner = multiply_add(a + b, field(scales, which), inner)

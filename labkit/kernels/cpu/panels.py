@@ -34,7 +34,7 @@ def _multiply(kind, data, x_given, tokens, columns, codes, scale, y, y_size, row
     for token in range(tokens):
         for block in range(columns // RUN):
             sum_run(floats_from(x_given, tokens, columns)[token], block, less[token])
-    found = sums_beside(tokens, ROWS * data.shape[0], y_size, rows)
+    found = sums_beside(tokens, tokens, ROWS * data.shape[0], y_size, rows)
     for part in numba.prange(count):
         x, result = floats_from(x_given, tokens, columns), (y, y_size, rows, found)
         panels_of_part(part, count, kind, data, False, x, codes, scale, less, *result)

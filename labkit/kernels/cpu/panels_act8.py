@@ -50,7 +50,7 @@ def _multiply(kind, data, x_given, tokens, columns, y, y_size, rows, count):
                 bad += round_token(every[token], codes[token], scale[token], less[token])
     if bad:
         return False
-    found = sums_beside(tokens, ROWS * data.shape[0], y_size, rows)
+    found = sums_beside(tokens, tokens, ROWS * data.shape[0], y_size, rows)
     for part in numba.prange(count):
         x, result = floats_from(x_given, tokens, columns), (y, y_size, rows, found)
         panels_of_part(part, count, kind, data, True, x, codes, scale, less, *result)
